@@ -1,0 +1,49 @@
+# Two commands: `make repro` (a trained model from nothing) and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+# The environment is used without activating it; DVC calls `python`, which must be the one in it.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test check format ui plots clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make the virtual environment in .venv (done by the others)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $$($(PYTHON) --version) is too old: lmcore needs Python 3.11 or newer; make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -qq --disable-pip-version-check --constraint requirements.lock --editable '.[hf,dev]'
+	@touch $(READY)
+
+repro: $(READY)  ## run the pipeline: what changed, and only that
+	dvc repro
+
+test: $(READY) check  ## lint, types and the test suite
+	pytest -n 2
+
+check: $(READY)  ## lint and types alone
+	ruff check
+	ruff format --check
+	mypy
+
+format: $(READY)  ## rewrite the code in the project's style
+	ruff check --fix
+	ruff format
+
+ui: $(READY)  ## compare runs in MLflow, at http://127.0.0.1:5000
+	mlflow ui --workers 1
+
+plots: $(READY)  ## write the curves as a page, dvc_plots/index.html
+	dvc plots show
+
+clean:  ## remove the environment and caches; keep data, models, reports and runs
+	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dvc_plots *.egg-info

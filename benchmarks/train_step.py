@@ -1,0 +1,140 @@
+"""What the training loop costs beside the bare forward, backward and optimizer step of the same model and batches.
+
+    python -m benchmarks.train_step --segments 5
+
+Run it after `dvc repro encode`, on an otherwise idle machine. Both sides alternate in one process; one segment is as
+many steps as lie between two checkpoints, so that loader, logging, MLflow and checkpoints are all in it. The first
+segment also makes MLflow's database, which a project does once: its row is printed, and the median leaves it behind.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lmcore.hardware import Hardware, HardwareParams, resolve_hardware
+from lmcore.model.gpt import GPT, ModelParams
+from lmcore.params import read_params, read_section
+from lmcore.progress import TrainingProgress
+from lmcore.tokenizer.load import load_tokenizer
+from lmcore.tokens.batches import Batches
+from lmcore.tokens.dataset import TokenDataset, open_dataset
+from lmcore.tracking import TrackedRun, track_run
+from lmcore.train.checkpoint import Checkpoints
+from lmcore.train.interrupt import Interrupt
+from lmcore.train.loop import Forward, Trainee, train
+from lmcore.train.optimizer import build_optimizer
+from lmcore.train.run import open_run
+from lmcore.train.session import place_model
+from lmcore.train.settings import TrainParams
+
+
+@dataclass(frozen=True)
+class NoLoss:
+    """A validation that takes no time: it is work that a user asks for, not a cost of the loop."""
+
+    loss: float = 0.0
+    bits_per_byte: float = 0.0
+
+
+@dataclass
+class Setup:
+    """The default run, as params.yaml has it."""
+
+    params: TrainParams
+    hardware: Hardware
+    dataset: TokenDataset
+    batches: Batches
+    model: GPT
+    forward: Forward
+    optimizer: torch.optim.Optimizer
+
+
+def prepare() -> Setup:
+    """Everything up to the first step."""
+    params, model_params = read_section(TrainParams, "train"), read_section(ModelParams, "model")
+    dataset = open_dataset(Path("data/tokens"), load_tokenizer(Path("models/tokenizer")))
+    batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
+    model = GPT(model_params, dataset.train.vocab_size, params.seed)
+    flops = params.estimate_flops(model.count_parameters(), model_params.context_length)
+    request = read_section(HardwareParams, "hardware")
+    hardware = resolve_hardware(request, read_params(), params.batch_size, model_params.context_length, flops)
+    forward = place_model(model, hardware)
+    return Setup(params, hardware, dataset, batches, model, forward, build_optimizer(model, params))
+
+
+def run_bare(setup: Setup, steps: int) -> None:
+    """The same mathematics on one batch that lies ready, with nothing else."""
+    windows = torch.from_numpy(setup.batches.at(0)).to(setup.hardware.device)
+    for _ in range(steps):
+        with setup.hardware.autocast():
+            _, loss = setup.forward(windows[:, :-1], windows[:, 1:])
+        loss.backward()
+        nn.utils.clip_grad_norm_(setup.model.parameters(), setup.params.grad_clip or float("inf"))
+        setup.optimizer.step()
+        setup.optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def temporary_project() -> Iterator[Path]:
+    """A folder that takes the run's state and the tracker's database."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DVC_ROOT"] = folder
+        yield Path(folder)
+
+
+def run_loop(setup: Setup, steps: int, number: int, root: Path) -> float:
+    """Seconds of `steps` steps of the real loop, with a checkpoint, logging and MLflow."""
+    params = setup.params.model_copy(update={"max_steps": steps, "warmup_steps": 0})
+    with open_run(root / "runs", {"segment": number}) as run:
+        (artifact := root / "model").mkdir(exist_ok=True)
+        tracked = TrackedRun(run.folder, {}, setup.hardware.describe(), {}, artifact)
+        with track_run(tracked, {}), TrainingProgress(0, steps, setup.batches.tokens_per_step) as progress:
+            started = time.perf_counter()
+            train(
+                Trainee(setup.model, setup.forward, setup.optimizer),
+                setup.batches,
+                params,
+                setup.hardware,
+                step=0,
+                validate=lambda _: NoLoss(),
+                run=run,
+                checkpoints=Checkpoints(run.folder / "checkpoints", params.keep_checkpoints),
+                progress=progress,
+                interrupt=Interrupt(),
+            )
+            return time.perf_counter() - started
+
+
+def main() -> None:
+    """Alternate both sides and print the ratio of their medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--segments", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="of one segment; by default from one checkpoint to the next")
+    arguments = parser.parse_args()
+    setup = prepare()
+    steps = arguments.steps or setup.params.checkpoint_every_steps or 100
+    run_bare(setup, 3)
+    bare, loop = [], []
+    with temporary_project() as root:
+        for number in range(arguments.segments):
+            started = time.perf_counter()
+            run_bare(setup, steps)
+            bare.append(time.perf_counter() - started)
+            with Path(os.devnull).open("w") as silence, redirect_stdout(silence):
+                loop.append(run_loop(setup, steps, number, root))
+            milliseconds = [1e3 * seconds[-1] / steps for seconds in (bare, loop)]
+            print(f"segment {number + 1}: bare {milliseconds[0]:.1f} ms, loop {milliseconds[1]:.1f} ms a step")
+    print(f"the loop takes {statistics.median(loop) / statistics.median(bare):.3f} times the bare step (median)")
+
+
+if __name__ == "__main__":
+    main()

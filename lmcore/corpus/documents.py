@@ -1,0 +1,202 @@
+"""Documents: read from raw files, written to parquet and read back, a bounded batch at a time."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmcore.errors import ArtifactError
+from lmcore.files import read_json
+
+BATCH_ROWS = 10_000
+BATCH_CHARACTERS = 1 << 24
+PART_BYTES = 64 << 20  # of text in one parquet file
+MAX_FILE_BYTES = 1 << 30  # parquet's own limit for one value is 2 GiB
+EXCERPT_CHARACTERS = 80
+
+UNSUPPORTED_SUFFIXES = frozenset(
+    {*(".jsonl", ".csv", ".tsv", ".parquet", ".npy", ".bin", ".pdf"), *(".gz", ".zst", ".zip", ".xz", ".bz2", ".tar")}
+)
+# UTF-32 first: its little-endian mark begins with UTF-16's.
+ENCODINGS = {
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+    b"\xef\xbb\xbf": "utf-8-sig",
+}
+
+# large_string counts in 64 bits: a batch may hold more than 2 GiB.
+DOCUMENT_COLUMNS = pa.schema([("id", pa.large_string()), ("text", pa.large_string()), ("bytes", pa.int64())])
+REJECTION_COLUMNS = pa.schema(
+    [
+        *(("file", pa.string()), ("row", pa.int64()), ("reason", pa.string())),
+        *(("bytes", pa.int64()), ("excerpt", pa.string())),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text, exactly as published; `bytes` is its length as UTF-8."""
+
+    id: str
+    text: str
+    bytes: int
+
+    @classmethod
+    def of(cls, name: str, text: str) -> Self:
+        """The document with id `name` and its bytes counted."""
+        return cls(name, text, len(text) if text.isascii() else len(text.encode()))
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A document that was left out: where it lies, why, and how it begins."""
+
+    file: str
+    row: int | None
+    reason: str
+    bytes: int
+    excerpt: str
+
+
+Item = TypeVar("Item", Document, Document | Rejection)
+
+
+def excerpt(text: str) -> str:
+    """The first printable characters of a text, for a person to recognise it."""
+    return "".join(filter(str.isprintable, text[: 4 * EXCERPT_CHARACTERS]))[:EXCERPT_CHARACTERS]
+
+
+def read_documents(raw: Path) -> Iterator[Document | Rejection]:
+    """Every file that the manifest in `raw` lists, as one document with the file's path for its id.
+
+    Raises ArtifactError when the manifest, or a file that it lists, is missing.
+    """
+    remedy = "run the download stage (dvc repro download)"
+    for entry in read_json(raw / "manifest.json", remedy)["files"]:
+        path = raw / "files" / entry["path"]
+        if not path.is_file():
+            raise ArtifactError(f"{path} does not exist, though {raw}/manifest.json lists it: {remedy}")
+        yield _read_document(path, entry["path"])
+
+
+def _read_document(path: Path, name: str) -> Document | Rejection:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(4 * EXCERPT_CHARACTERS)
+        beginning = excerpt(head.decode(errors="replace"))
+        if path.suffix.lower() in UNSUPPORTED_SUFFIXES:
+            return Rejection(name, None, "unsupported_format", size, beginning)
+        if size > MAX_FILE_BYTES:
+            return Rejection(name, None, "too_long", size, beginning)
+        content = head + file.read()
+    encoding = next((codec for mark, codec in ENCODINGS.items() if content.startswith(mark)), "utf-8")
+    try:
+        return Document.of(name, content.decode(encoding))
+    except UnicodeDecodeError:
+        return Rejection(name, None, "not_utf8", size, beginning)
+
+
+def batch(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """The items in order, in lists that end once they hold BATCH_ROWS items or BATCH_CHARACTERS of text."""
+    some: list[Item] = []
+    characters = 0
+    for item in items:
+        some.append(item)
+        characters += len(item.text) if isinstance(item, Document) else 0
+        if len(some) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
+
+
+class DocumentWriter:
+    """The documents of one split as parquet parts, part-00000.parquet and so on; equal documents give equal bytes."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self._part: pq.ParquetWriter | None = None
+        self._parts = self._part_bytes = 0
+        self.documents = self.characters = self.bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_part()
+
+    def write(self, documents: list[Document]) -> None:
+        """Append the documents as one row group, which comes back as one batch."""
+        if not documents:
+            return
+        part = self._part
+        if part is None or self._part_bytes >= PART_BYTES:
+            part = self._begin_part()
+        part.write_table(to_table(documents, DOCUMENT_COLUMNS))
+        size = sum(document.bytes for document in documents)
+        self._part_bytes += size
+        self.bytes += size
+        self.characters += sum(len(document.text) for document in documents)
+        self.documents += len(documents)
+
+    def _begin_part(self) -> pq.ParquetWriter:
+        self._end_part()
+        self._part = open_parquet(self._folder / f"part-{self._parts:05d}.parquet", DOCUMENT_COLUMNS)
+        self._parts += 1
+        self._part_bytes = 0
+        return self._part
+
+    def _end_part(self) -> None:
+        if self._part is not None:
+            self._part.close()
+
+
+def open_parquet(path: Path, columns: pa.Schema) -> pq.ParquetWriter:
+    """A parquet file to write tables to. No dictionaries or statistics: hardly two texts are equal."""
+    return pq.ParquetWriter(
+        path, columns, compression="zstd", use_dictionary=False, write_statistics=False, write_page_checksum=True
+    )
+
+
+def to_table(records: Sequence[Document | Rejection], columns: pa.Schema) -> pa.Table:
+    """The records as rows, a column for each of their fields that `columns` names."""
+    return pa.table({name: [getattr(record, name) for record in records] for name in columns.names}, schema=columns)
+
+
+def iterate_documents(folder: Path) -> Iterator[list[Document]]:
+    """The documents that a DocumentWriter wrote, in order, in the batches that it was given."""
+    for group in _iterate_row_groups(folder, DOCUMENT_COLUMNS.names):
+        columns = (group[name].to_pylist() for name in DOCUMENT_COLUMNS.names)
+        yield [Document(*row) for row in zip(*columns, strict=True)]
+
+
+def iterate_texts(folder: Path) -> Iterator[list[str]]:
+    """The texts of one prepared split, in order, a batch at a time.
+
+    Raises ArtifactError when the split is missing or a part of it is damaged.
+    """
+    for group in _iterate_row_groups(folder, ["text"]):
+        yield group["text"].to_pylist()
+
+
+def _iterate_row_groups(folder: Path, columns: list[str]) -> Iterator[pa.Table]:
+    remedy = "run the prepare stage (dvc repro prepare), or fetch it (dvc pull)"
+    parts = sorted(folder.glob("part-*.parquet"))
+    if not parts:
+        raise ArtifactError(f"{folder} holds no documents: {remedy}")
+    for path in parts:
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                for group in range(file.num_row_groups):
+                    yield file.read_row_group(group, columns=columns)
+        except (pa.ArrowInvalid, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # the system's refusal; pyarrow's own OSErrors have none
+                raise
+            raise ArtifactError(f"{path} is damaged ({' '.join(str(error).split())}): {remedy}") from None

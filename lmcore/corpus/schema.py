@@ -1,0 +1,53 @@
+"""What a text must be to enter the corpus: a pandera schema whose checks are named after the reasons of refusal."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import pandera.pandas as pandera
+
+from lmcore.corpus.documents import Document
+
+
+def build_schema(min_characters: int, max_characters: int | None) -> pandera.DataFrameSchema:
+    """The rules for one batch of documents, described by `describe`. The first broken one is the reason of refusal.
+
+    nul_byte    holds U+0000: a binary file that happens to be valid UTF-8
+    empty       nothing but white space
+    too_short   fewer than `min_characters` characters
+    too_long    more than `max_characters` characters, where there is a limit
+    """
+    check = pandera.Check
+    lengths = [check.ge(min_characters, error="too_short")]
+    if max_characters is not None:
+        lengths.append(check.le(max_characters, error="too_long"))
+    columns = {
+        "holds_nul": pandera.Column(bool, check.eq(False, error="nul_byte")),
+        "is_blank": pandera.Column(bool, check.eq(False, error="empty")),
+        "characters": pandera.Column("int64", lengths),
+    }
+    return pandera.DataFrameSchema(columns, strict=True, ordered=True)
+
+
+def describe(documents: Sequence[Document]) -> pd.DataFrame:
+    """One row of facts per document; not its text, for pandera copies and formats every value that breaks a rule."""
+    return pd.DataFrame(
+        {
+            "holds_nul": ["\0" in document.text for document in documents],
+            "is_blank": [not document.text or document.text.isspace() for document in documents],
+            "characters": [len(document.text) for document in documents],
+        }
+    )
+
+
+def find_reasons(documents: Sequence[Document], schema: pandera.DataFrameSchema) -> list[str | None]:
+    """For each document the name of the first rule that its text breaks, None for a good one."""
+    reasons: list[str | None] = [None] * len(documents)
+    if not documents:
+        return reasons
+    try:
+        schema.validate(describe(documents), lazy=True)
+    except pandera.errors.SchemaErrors as error:
+        failures = error.failure_cases[::-1]  # in the schema's order; the first rule has the last word
+        for row, reason in zip(failures["index"], failures["check"], strict=True):
+            reasons[row] = reason
+    return reasons

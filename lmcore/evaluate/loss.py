@@ -1,0 +1,99 @@
+"""Validation loss, perplexity and bits per byte over fixed windows."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from lmcore.errors import ArtifactError, DataError
+from lmcore.model.gpt import GPT
+from lmcore.params import Int, Section
+from lmcore.tokens.batches import fixed_windows
+from lmcore.tokens.shards import TokenShards
+
+
+class EvaluateParams(Section):
+    """How much of the validation split is measured."""
+
+    max_tokens: Int | None = Field(ge=1)
+
+    def windows(self, context_length: int) -> int | None:
+        """`max_tokens` as whole windows, at least one; None is the whole split."""
+        return None if self.max_tokens is None else max(1, self.max_tokens // context_length)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a model pays for a text: `nats` in all, for `tokens` targets that stand for `bytes` bytes."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """As many equally likely tokens would leave the model as unsure."""
+        return math.exp(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per byte of text, which compares models of different tokenizers with each other and with compressors."""
+        return self.nats / math.log(2) / self.bytes
+
+
+def measure_loss(
+    model: GPT, shards: TokenShards, byte_lengths: np.ndarray, windows: int | None, batch_size: int
+) -> Loss:
+    """The loss of `model` on fixed windows of `shards`, each target once; `windows` None is the whole split.
+
+    `byte_lengths` (V,) are the bytes of each token's text. End-of-text has none, but what it costs to predict counts.
+    Raises ArtifactError for a model of another vocabulary, DataError for a split without text.
+    """
+    if model.vocab_size != shards.vocab_size:
+        raise ArtifactError(
+            f"the model's vocabulary has {model.vocab_size} tokens, that of the encoded text {shards.vocab_size}: "
+            f"train on this text (dvc repro train)"
+        )
+    was_training = model.training
+    model.eval()
+    try:
+        loss = _sum_losses(model, fixed_windows(shards, model.params.context_length, windows), byte_lengths, batch_size)
+    finally:
+        model.train(was_training)
+    if not loss.bytes:
+        raise DataError("the validation split holds no text: raise prepare.validation_fraction or add documents")
+    return loss
+
+
+@torch.inference_mode()
+def _sum_losses(model: GPT, windows: Iterable[np.ndarray], byte_lengths: np.ndarray, batch_size: int) -> Loss:
+    device = model.token_embedding.weight.device
+    nats, tokens, text_bytes = 0.0, 0, 0
+    for batch in _stack(windows, batch_size):  # (B, T + 1)
+        tokens += batch[:, 1:].size
+        text_bytes += int(byte_lengths[batch[:, 1:]].sum())
+        rows = torch.from_numpy(batch).to(device)
+        losses = []
+        # One window's logits (T, V) at a time: those of a whole batch would be the largest thing in memory.
+        for hidden, target in zip(model.hidden(rows[:, :-1]), rows[:, 1:], strict=True):
+            losses.append(F.cross_entropy(model.head(hidden).float(), target, reduction="none"))
+        # In float64 on the CPU: Apple's devices have none.
+        nats += torch.cat(losses).cpu().double().sum().item()
+    return Loss(nats, tokens, text_bytes)
+
+
+def _stack(windows: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+    """Up to `batch_size` consecutive windows of one length at a time; the split's last window may be shorter."""
+    for _, equal in groupby(windows, key=len):
+        while rows := list(islice(equal, batch_size)):
+            yield np.stack(rows)

@@ -1,0 +1,157 @@
+"""The model card: what the exported model is, how to load it, what it measures and what it was made from."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from lmcore.model.gpt import ModelParams
+from lmcore.tokenizer.base import END_OF_TEXT
+
+Figures = Mapping[str, Any]
+
+# Licences that the Hugging Face hub knows by these names; others are written as `other` with their own name.
+HUB_LICENCES = (
+    *("apache-2.0", "bsd-2-clause", "bsd-3-clause", "mit", "unlicense"),
+    *("cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cdla-sharing-1.0", "odc-by"),
+)
+
+# How a document of a corpus may begin, for the example; elsewhere the model begins by itself.
+OPENINGS = {"stdlib": "import ", "tinyshakespeare": "ROMEO:"}
+
+USAGE = """\
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = {folder}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+
+prompt = {prompt}  # in training, every document follows bos_token
+inputs = tokenizer(prompt, return_tensors="pt")
+tokens = model.generate(**inputs, max_new_tokens={new_tokens}, do_sample=True, temperature=0.8, top_k=50)
+print(tokenizer.decode(tokens[0], skip_special_tokens=True))
+```"""
+
+LIMITS = """\
+## Intended use and limits
+
+For research and teaching: to study how language models are trained, and to compare runs whose every input is known.
+It only continues text in the manner of its one corpus: it follows no instructions, nothing was done to make its words
+true or safe, and it may repeat passages that it was trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What a card is written from.
+
+    `corpus` is the download's manifest, `lineage` the model's lineage.json, `figures` metrics by the stage's name.
+    """
+
+    name: str
+    folder: str
+    model: ModelParams
+    vocab_size: int
+    tokenizer: str
+    dtype: str
+    weights: str
+    corpus: Figures
+    lineage: Figures
+    figures: Mapping[str, Figures]
+
+
+def render_card(facts: CardFacts) -> str:
+    """The card as Markdown with YAML front matter; what `corpus`, `lineage` and `figures` lack is left out."""
+    new_tokens = min(100, facts.model.context_length // 2)
+    opening = OPENINGS.get(facts.corpus.get("source", ""))
+    prompt = "tokenizer.bos_token" + (f" + {json.dumps(opening)}" if opening else "")
+    parts = [
+        f"---\n{_front_matter(facts)}---",
+        f"# {facts.name}\n\n{_summary(facts)}",
+        USAGE.format(folder=json.dumps(facts.folder), prompt=prompt, new_tokens=new_tokens),
+        f"## Figures\n\n{_table(('figure', 'value'), _figures(facts))}",
+        f"## Parameters\n\n{_table(('parameter', 'value'), _parameters(facts))}",
+        f"## Lineage\n\n{_table(('made from', 'fingerprint or version'), _lineage(facts))}",
+    ]
+    if licence := facts.corpus.get("licence"):
+        parts.append(f"## Licence of the corpus\n\n{licence}. The weights are made from that text and nothing else.")
+    return "\n\n".join([*parts, LIMITS]) + "\n"
+
+
+def _front_matter(facts: CardFacts) -> str:
+    """What the Hugging Face hub reads (https://huggingface.co/docs/hub/model-cards)."""
+    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if licence := facts.corpus.get("licence"):
+        name = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-.")
+        values |= {"license": name} if name in HUB_LICENCES else {"license": "other", "license_name": name}
+    values["tags"] = ["lmcore", "text-generation", "trained-from-scratch"]
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _summary(facts: CardFacts) -> str:
+    export = facts.figures["export"]
+    source = facts.corpus.get("source")
+    corpus = f" on the corpus `{source}`" if source else ""
+    return (
+        f"A language model of {export['parameters']:,} parameters, trained from scratch{corpus} with lmcore and "
+        f"exported as `{export['architecture']}`."
+    )
+
+
+def _figures(facts: CardFacts) -> Iterable[tuple[str, Any]]:
+    train, evaluate, export = (facts.figures.get(stage, {}) for stage in ("train", "evaluate", "export"))
+    baselines = evaluate.get("baselines", {})
+    yield "optimizer steps", train.get("steps")
+    yield "tokens seen in training", train.get("tokens")
+    yield "training loss (nats per token)", train.get("train_loss")
+    yield "validation loss (nats per token)", evaluate.get("val_loss")
+    yield "perplexity per token", evaluate.get("perplexity")
+    yield "bits per byte of held-out text", evaluate.get("bits_per_byte")
+    yield "the same for gzip -9", baselines.get("gzip")
+    yield "the same for xz -9", baselines.get("xz")
+    yield "weights in bytes", export["bytes"]
+    yield f"largest logit difference from the trained model (`{facts.dtype}`)", export["max_abs_logit_difference"]
+
+
+def _parameters(facts: CardFacts) -> Iterable[tuple[str, Any]]:
+    yield "tokenizer", f"{facts.tokenizer}, {facts.vocab_size:,} entries, `{END_OF_TEXT}` between documents"
+    for key, value in facts.model.model_dump().items():
+        yield f"`model.{key}`", value
+    for key, value in facts.lineage.get("params", {}).get("train", {}).items():
+        yield f"`train.{key}`", value
+
+
+def _lineage(facts: CardFacts) -> Iterable[tuple[str, Any]]:
+    """Fingerprints are SHA-256, of a file's bytes or of a JSON value."""
+    lineage = facts.lineage
+    tokens, corpus = lineage.get("tokens", {}), facts.corpus
+    yield "corpus", " ".join(str(corpus[key]) for key in ("source", "version") if corpus.get(key)) or None
+    for made, value in {
+        "tokenizer": lineage.get("tokenizer"),
+        "training tokens": tokens.get("train"),
+        "validation tokens": tokens.get("validation"),
+        "run": lineage.get("run_key"),
+        "trained weights": facts.weights,
+    }.items():
+        yield made, value and f"`{value}`"
+
+
+def _table(head: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> str:
+    """A Markdown table of the rows that have a value; one of them reads `| optimizer steps | 1,200 |`."""
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in rows if value is not None]
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    """1234567 -> `1,234,567`, 0.000123456 -> `0.000123456`, True -> `true`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value).replace("|", "\\|")

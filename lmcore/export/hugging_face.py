@@ -1,0 +1,185 @@
+"""The trained model as a folder that Hugging Face transformers loads, compared with the original before it appears."""
+
+import os
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors.torch import save
+
+from lmcore.errors import ArtifactError, LmcoreError, ParameterError
+from lmcore.export.card import CardFacts, render_card
+from lmcore.export.weights import MODEL_CLASSES, config_values, named_weights
+from lmcore.files import sha256_file, write_file, write_folder, write_json, write_text
+from lmcore.model.architecture import Architecture, explain_misfit, hugging_face_architecture
+from lmcore.model.folder import load_model, read_lineage
+from lmcore.model.gpt import GPT
+from lmcore.params import Section
+from lmcore.tokenizer.base import END_OF_TEXT, Tokenizer
+from lmcore.tokenizer.load import load_tokenizer
+
+# The same operations in another order differ by about 1e-6; a weight in the wrong place by 0.1 and more.
+MAX_LOGIT_DIFFERENCE = 1e-3
+
+# Texts that both tokenizers must agree on: none, code, every kind of space, other scripts, digits.
+SAMPLE_TEXTS = (
+    "",
+    "Hello, world! It's a test; isn't it?",
+    "def area(radius):\n    return 3.14159 * radius ** 2\n\n\n",
+    " leading, trailing \t tab\r\n\u00a0no-break  \n ",
+    "naïve café, Привет, 世界, नमस्ते, 🙂👩‍👩‍👧",
+    "0 12 345 6789 1e-05 0x1F",
+)
+
+
+class ExportParams(Section):
+    """What the exported model is called, and the type of its numbers."""
+
+    name: str = Field(min_length=1)
+    dtype: Literal["float32", "bfloat16", "float16"]
+
+
+def export_model(
+    params: ExportParams,
+    model_folder: Path,
+    out: Path,
+    *,
+    corpus: Mapping[str, Any],
+    figures: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Write the Hugging Face folder `out`, once transformers has loaded it and computed what our model computes.
+
+    For the model card: `corpus` is the download's manifest, `figures` are other stages' metrics by the stage's name; it
+    leaves out what is absent.
+
+    Returns the metrics architecture, parameters, bytes, max_abs_logit_difference (see `compare_logits`). Raises
+    ParameterError for a model that transformers has no architecture for, ArtifactError when the written folder does
+    not load or computes something else, LmcoreError without transformers.
+    """
+    model, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
+    architecture = hugging_face_architecture(model.params)
+    if architecture is None:
+        raise ParameterError(f"{explain_misfit(model.params)}, and train again")
+    transformers = import_transformers()
+    with write_folder(out) as folder:
+        write_configs(transformers, model, architecture, params.dtype, tokenizer.end_of_text, folder)
+        write_weights(model, architecture, params.dtype, folder / "model.safetensors")
+        tokenizer.save(folder)
+        compare_tokenizers(transformers, tokenizer, model.vocab_size, folder)
+        metrics = {
+            "architecture": MODEL_CLASSES[architecture],
+            "parameters": model.count_parameters(),
+            "bytes": (folder / "model.safetensors").stat().st_size,
+            "max_abs_logit_difference": compare_logits(transformers, model, params.dtype, folder),
+        }
+        facts = CardFacts(
+            name=params.name,
+            folder=out.as_posix(),
+            model=model.params,
+            vocab_size=model.vocab_size,
+            tokenizer=tokenizer.kind,
+            dtype=params.dtype,
+            weights=sha256_file(model_folder / "model.safetensors"),
+            corpus=corpus,
+            lineage=read_lineage(model_folder),
+            figures={**figures, "export": metrics},
+        )
+        write_text(folder / "README.md", render_card(facts))
+    return metrics
+
+
+def import_transformers() -> ModuleType:
+    """The optional library, told to ask nothing of the network. It takes seconds, so nothing else imports it."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        import transformers as library
+    except ImportError:
+        raise LmcoreError("export needs the transformers library: pip install -e '.[hf]'") from None
+    transformers: ModuleType = library
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def write_configs(
+    transformers: ModuleType, model: GPT, architecture: Architecture, dtype: str, end_of_text: int, folder: Path
+) -> None:
+    """config.json, generation_config.json and tokenizer_config.json."""
+    ends = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    config = transformers.AutoConfig.for_model(architecture, dtype=dtype, **ends, **config_values(model, architecture))
+    write_text(folder / "config.json", config.to_json_string())
+    generation = transformers.GenerationConfig(**ends, pad_token_id=end_of_text)
+    write_text(folder / "generation_config.json", generation.to_json_string())
+    tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "model_max_length": model.params.context_length,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+    }
+    write_json(folder / "tokenizer_config.json", tokenizer)
+
+
+def write_weights(model: GPT, architecture: Architecture, dtype: str, path: Path) -> None:
+    """model.safetensors, rounded to `dtype`."""
+    weights = named_weights(model, architecture)
+    rounded = {name: weight.to(getattr(torch, dtype)).contiguous() for name, weight in weights.items()}
+    with write_file(path) as file:
+        file.write(save(rounded, metadata={"format": "pt"}))
+
+
+def compare_tokenizers(transformers: ModuleType, tokenizer: Tokenizer, vocab_size: int, folder: Path) -> None:
+    """Raise ArtifactError where the tokenizer that transformers loads from `folder` differs from ours."""
+    exported = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    pairs: list[tuple[str, object, object]] = [
+        ("the vocabulary size", max(exported.get_vocab().values()) + 1, vocab_size),
+        (f"the id of {END_OF_TEXT}", exported.eos_token_id, tokenizer.end_of_text),
+    ]
+    for text in SAMPLE_TEXTS:
+        ids = exported.encode(text, add_special_tokens=False, verbose=False)  # verbose would remark on long texts
+        pairs.append((f"the ids of {text!r}", ids, tokenizer.encode(text)))
+        pairs.append((f"the text of the ids of {text!r}", exported.decode(ids), text))
+    for what, theirs, ours in pairs:
+        if theirs != ours:
+            raise ArtifactError(
+                f"{what}: {reprlib.repr(theirs)} in transformers, {reprlib.repr(ours)} in lmcore, from one "
+                f"tokenizer.json: not exported; install the versions of requirements.lock, or train the tokenizer again"
+            )
+
+
+@torch.inference_mode()
+def compare_logits(transformers: ModuleType, model: GPT, dtype: str, folder: Path) -> float:
+    """The largest absolute difference between our logits and those of the model in `folder`, to three digits.
+
+    Fixed random tokens, up to the full context length, in float32 arithmetic. For `dtype` float32 the difference is
+    rounding in another order of operations; otherwise it is what rounding the weights to `dtype` costs. Raises
+    ArtifactError when the weights do not load one to one, or when the two differ with equally rounded weights.
+    """
+    exported, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    )
+    if faults := {fault: sorted(map(str, names)) for fault, names in report.items() if names}:
+        raise ArtifactError(f"transformers {transformers.__version__} does not load what export wrote: {faults}")
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, min(16, model.params.context_length)), (1, model.params.context_length)]
+    batches = [torch.randint(model.vocab_size, shape, generator=generator) for shape in shapes]
+    theirs = [exported(tokens, use_cache=False).logits for tokens in batches]
+
+    def largest_difference() -> float:
+        pairs = zip(batches, theirs, strict=True)
+        return torch.stack([(model(tokens)[0] - logits).abs().max() for tokens, logits in pairs]).max().item()
+
+    measured = remaining = largest_difference()
+    if dtype != "float32":
+        model.to(getattr(torch, dtype)).to(torch.float32)
+        remaining = largest_difference()
+    if not remaining <= MAX_LOGIT_DIFFERENCE:  # also true of NaN
+        raise ArtifactError(
+            f"the exported model's logits differ from the trained model's by {remaining:.3g}, more than "
+            f"{MAX_LOGIT_DIFFERENCE:g}: not exported; install the versions of requirements.lock"
+        )
+    return float(f"{measured:.3g}")

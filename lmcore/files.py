@@ -1,0 +1,126 @@
+"""Files written whole or not at all, fingerprints, seeds, and the project's root."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lmcore.errors import SYSTEM_REMEDIES, ArtifactError
+
+CHUNK_BYTES = 1 << 20
+
+
+def project_root() -> Path:
+    """The folder that holds dvc.yaml in the user's checkout, from wherever it is called.
+
+    DVC sets DVC_ROOT to the checkout also where a stage runs in a temporary copy (`dvc exp run --temp`, the queue).
+    """
+    if root := os.environ.get("DVC_ROOT"):
+        return Path(root)
+    here = Path.cwd().resolve()
+    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").exists()), here)
+
+
+@contextmanager
+def write_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that appears under `path` when the block ends well, on disk, and not at all otherwise."""
+    with _workplace(path) as new:
+        with new.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+
+
+@contextmanager
+def write_folder(path: Path) -> Iterator[Path]:
+    """An empty folder that becomes `path`, in place of what was there, when the block ends well, and else vanishes."""
+    with _workplace(path) as new:
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(new.with_name("old"))
+        new.rename(path)
+
+
+@contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """A free place on the same disk, `.NAME.partial-PID/new`, where `path` may grow; removed at the end.
+
+    What killed processes left there is removed on the way. A full disk is reported with `path`, not with this place.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{path.name}.partial-*"):
+        if not _is_other_process(int(stale.suffix.removeprefix(".partial-"))):
+            if (stale / "old").exists() and not path.exists():  # killed between the two renames of write_folder
+                (stale / "old").rename(path)
+            shutil.rmtree(stale)
+    workplace = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        workplace.mkdir()
+        yield workplace / "new"
+    except OSError as error:
+        place = error.filename2 or error.filename
+        if error.errno in SYSTEM_REMEDIES and (place is None or str(place).startswith(str(workplace))):
+            error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+def _is_other_process(pid: int) -> bool:
+    """Whether `pid` is alive and not this process: in a restarted container the killed one had the same number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and belongs to somebody else
+        return True
+    return pid != os.getpid()
+
+
+def write_text(path: Path, text: str) -> None:
+    """`text` as UTF-8, whole or not at all."""
+    with write_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: object) -> None:
+    """`value` as indented JSON, keys in the order given, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """The parsed file. Raises ArtifactError naming the path and `remedy` when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"{path} does not exist: {remedy}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}): {remedy}") from None
+
+
+def sha256_file(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal, reading a megabyte at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint(value: object) -> str:
+    """SHA-256 of a JSON value, the same for equal values whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed of its own for every combination of `parts`; sums such as `seed + step` would repeat.
+
+    32 bits, which is all that torch's generator takes in on a CPU.
+    """
+    return int(fingerprint(parts)[:8], 16)

@@ -1,0 +1,65 @@
+"""Samples as a page to read, as lines for programs, and as numbers."""
+
+import json
+import re
+from collections.abc import Sequence
+from itertools import groupby
+
+from lmcore.generate.decode import Sample
+from lmcore.generate.sampling import SampleParams
+
+
+def render_markdown(params: SampleParams, samples: Sequence[Sample]) -> str:
+    """The settings, then each prompt with its samples, every text in a fenced block that it cannot close."""
+    settings = params.model_dump(exclude={"prompts"})
+    lines = ["# Samples", "", "| setting | value |", "|---|---|"]
+    lines += [f"| {name} | {'' if value is None else value} |" for name, value in settings.items()]
+    for position, (prompt, drawn) in enumerate(groupby(samples, key=lambda sample: sample.prompt), start=1):
+        lines += ["", f"## Prompt {position}", "", fence(prompt) if prompt else "Empty: a new document."]
+        for sample in drawn:
+            ending = "at its end of text" if sample.finish == "end_of_text" else "at the length asked for"
+            heading = f"### Sample {position}.{sample.number}: {len(sample.tokens)} new tokens, stopped {ending}"
+            lines += ["", heading, "", fence(sample.text)]
+    return "\n".join(lines) + "\n"
+
+
+def fence(text: str) -> str:
+    """`text` as a Markdown code block, its fence longer than any run of backticks inside."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    marks = "`" * max(3, longest + 1)
+    return f"{marks}text\n{text}\n{marks}"
+
+
+def render_json_lines(samples: Sequence[Sample]) -> str:
+    """One JSON object a line, in ASCII: no character of a sample can look like the end of a line."""
+    return "".join(
+        json.dumps(
+            {
+                "prompt": sample.prompt,
+                "sample": sample.number,
+                "text": sample.text,
+                "tokens": len(sample.tokens),
+                "seed": sample.seed,
+                "finish": sample.finish,
+            }
+        )
+        + "\n"
+        for sample in samples
+    )
+
+
+def measure_samples(samples: Sequence[Sample]) -> dict[str, float]:
+    """Metrics: counts, and how much the new tokens repeat themselves (distinct_1 to distinct_3)."""
+    texts = [sample.tokens for sample in samples]
+    distinct = {f"distinct_{n}": round(distinct_share(texts, n), 6) for n in (1, 2, 3)}
+    return {"samples": len(samples), "tokens": sum(map(len, texts)), **distinct}
+
+
+def distinct_share(texts: Sequence[Sequence[int]], n: int) -> float:
+    """Different n-grams of tokens over all of them (distinct-n: Li et al., arXiv:1510.03055); 0 where there is none.
+
+    >>> distinct_share([[1, 2, 1, 2]], 2)
+    0.6666666666666666
+    """
+    ngrams = [ngram for text in texts for ngram in zip(*(text[start:] for start in range(n)), strict=False)]
+    return len(set(ngrams)) / len(ngrams) if ngrams else 0.0

@@ -1,0 +1,60 @@
+"""A model as a folder of plain files: config.json, model.safetensors, lineage.json."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from lmcore.errors import ArtifactError
+from lmcore.files import read_json, write_file, write_json
+from lmcore.model.gpt import GPT, ModelParams
+from lmcore.params import parse_section
+
+FORMAT = 1
+REMEDY = "run the train stage (dvc repro train), or fetch it (dvc pull)"
+
+
+def save_model(folder: Path, model: GPT, lineage: dict[str, Any]) -> None:
+    """Write the three files; the same weights and lineage give the same bytes.
+
+    A tied head is the embedding and is written once.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
+    if model.params.tie_embeddings:
+        del weights["head.weight"]
+    with write_file(folder / "model.safetensors") as file:
+        file.write(save(weights))
+    write_json(folder / "lineage.json", lineage)
+    config = {"format": FORMAT, "vocab_size": model.vocab_size, "model": model.params.model_dump()}
+    write_json(folder / "config.json", config)
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> GPT:
+    """The model in evaluation mode. Raises ArtifactError for a missing, damaged or foreign file, naming it."""
+    config = read_json(folder / "config.json", REMEDY)
+    if not isinstance(config, dict) or config.get("format") != FORMAT or not {"model", "vocab_size"} <= config.keys():
+        raise ArtifactError(f"{folder}/config.json is not a model of format {FORMAT}: {REMEDY}")
+    model = GPT(parse_section(ModelParams, f"{folder}/config.json: model", config["model"]), config["vocab_size"])
+    path = folder / "model.safetensors"
+    try:
+        weights = load_file(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist: {REMEDY}") from None
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is damaged ({error}): {REMEDY}") from None
+    if model.params.tie_embeddings and "token_embedding.weight" in weights:
+        weights["head.weight"] = weights["token_embedding.weight"]
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ArtifactError(f"{path} does not fit {folder}/config.json ({' '.join(str(error).split())})") from None
+    return model.to(device).eval()
+
+
+def read_lineage(folder: Path) -> dict[str, Any]:
+    """What made the model: parameters and fingerprints, as the train stage wrote them."""
+    lineage: dict[str, Any] = read_json(folder / "lineage.json", REMEDY)
+    return lineage

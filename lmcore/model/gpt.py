@@ -1,0 +1,236 @@
+"""The GPT: GPT-2's blocks and the modern ones, chosen by parameters.
+
+Shapes: B batch, T time (tokens), D d_model, H query heads, K key-value heads, W = D / H head width, V vocabulary.
+The code is for one device; data parallelism and sharding are applied from outside.
+"""
+
+import math
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from lmcore.model.cache import KeyValueCache
+from lmcore.params import Int, Section
+
+LAYER_NORM_EPSILON = 1e-5  # GPT-2's
+RMS_NORM_EPSILON = 1e-6  # Llama's and Qwen3's
+ROPE_BASE = 10_000.0  # RoFormer (Su et al., arXiv:2104.09864)
+
+
+class ModelParams(Section):
+    """The shape of the network; the vocabulary size comes from the tokenizer."""
+
+    n_layers: Int = Field(ge=1)
+    n_heads: Int = Field(ge=1)
+    n_kv_heads: Int | None = Field(ge=1)
+    d_model: Int = Field(ge=1)
+    d_ff: Int | None = Field(ge=1)
+    context_length: Int = Field(ge=2)
+    dropout: float = Field(ge=0.0, lt=1.0)
+    norm: Literal["layernorm", "rmsnorm"]
+    position: Literal["learned", "rope"]
+    mlp: Literal["gelu", "swiglu"]
+    qk_norm: bool
+    bias: bool
+    tie_embeddings: bool
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"model.d_model={self.d_model}: must be divisible by model.n_heads={self.n_heads}")
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"model.n_heads={self.n_heads}: must be divisible by model.n_kv_heads={self.kv_heads}")
+        if self.position == "rope" and self.head_width % 2:
+            raise ValueError(
+                f"model.d_model={self.d_model} over model.n_heads={self.n_heads} makes heads {self.head_width} wide: "
+                f"model.position=rope needs an even width"
+            )
+        return self
+
+    @property
+    def kv_heads(self) -> int:
+        """Key-value heads; as many as query heads unless set (grouped-query attention, arXiv:2305.13245)."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def head_width(self) -> int:
+        """Numbers per head."""
+        return self.d_model // self.n_heads
+
+    @property
+    def ff_width(self) -> int:
+        """Width inside the MLP: 4 D, or 8/3 D to the nearest 64 for SwiGLU, whose third matrix then costs nothing."""
+        if self.d_ff:
+            return self.d_ff
+        return 4 * self.d_model if self.mlp == "gelu" else max(64, round(self.d_model * 8 / 3 / 64) * 64)
+
+
+def build_norm(params: ModelParams, width: int) -> nn.Module:
+    """LayerNorm or RMSNorm (arXiv:1910.07467) over the last dimension."""
+    if params.norm == "rmsnorm":
+        return nn.RMSNorm(width, eps=RMS_NORM_EPSILON)
+    return nn.LayerNorm(width, eps=LAYER_NORM_EPSILON, bias=params.bias)
+
+
+def rotary_tables(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, W) of the rotary embedding at `positions` (T,), the halves convention of Llama."""
+    frequencies = ROPE_BASE ** (-torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width)
+    angles = positions.to(torch.float32)[:, None] * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Turn each pair (i, i + W/2) of `heads` (B, H, T, W) by its position's angle."""
+    first, second = heads.chunk(2, dim=-1)
+    return (heads * cosines + torch.cat((-second, first), dim=-1) * sines).to(heads.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped key-value heads, optional QK-norm and rotary positions."""
+
+    def __init__(self, params: ModelParams, layer: int) -> None:
+        super().__init__()
+        self.layer, self.dropout = layer, params.dropout
+        self.n_heads, self.kv_heads, self.head_width = params.n_heads, params.kv_heads, params.head_width
+        self.qkv = nn.Linear(params.d_model, (params.n_heads + 2 * params.kv_heads) * params.head_width, params.bias)
+        self.projection = nn.Linear(params.d_model, params.d_model, params.bias)
+        # Queries and keys of unit size keep the attention logits bounded (arXiv:2010.04245; gains as in Qwen3).
+        self.query_norm = nn.RMSNorm(params.head_width, eps=RMS_NORM_EPSILON) if params.qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(params.head_width, eps=RMS_NORM_EPSILON) if params.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None) -> Tensor:
+        """What each position of `x` (B, T, D) gathers from those before it, (B, T, D)."""
+        batch, time, width = x.shape
+        heads = self.qkv(x).view(batch, time, self.n_heads + 2 * self.kv_heads, self.head_width).transpose(1, 2)
+        query, key, value = heads.split([self.n_heads, self.kv_heads, self.kv_heads], dim=1)  # (B, H or K, T, W)
+        query, key = self.query_norm(query), self.key_norm(key)
+        if rotary is not None:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
+        mask = None
+        if cache is not None:
+            mask = cache.mask(time)
+            key, value = cache.append(self.layer, key, value)  # (B, K, past + T, W)
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask is None and time > 1,
+            enable_gqa=self.kv_heads != self.n_heads,
+        )
+        projected: Tensor = self.projection(mixed.transpose(1, 2).reshape(batch, time, width))
+        return projected
+
+
+class Mlp(nn.Module):
+    """GPT-2's two-layer GELU (tanh form), or SwiGLU (Shazeer, arXiv:2002.05202)."""
+
+    def __init__(self, params: ModelParams) -> None:
+        super().__init__()
+        self.gated = params.mlp == "swiglu"
+        self.up = nn.Linear(params.d_model, params.ff_width * (2 if self.gated else 1), params.bias)
+        self.projection = nn.Linear(params.ff_width, params.d_model, params.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each position of `x` (B, T, D) on its own, (B, T, D)."""
+        hidden: Tensor = self.up(x)
+        if self.gated:
+            gate, hidden = hidden.chunk(2, dim=-1)
+            hidden = F.silu(gate) * hidden
+        else:
+            hidden = F.gelu(hidden, approximate="tanh")
+        projected: Tensor = self.projection(hidden)
+        return projected
+
+
+class Block(nn.Module):
+    """Norm, attention, add; norm, MLP, add (the pre-norm residual block of GPT-2)."""
+
+    def __init__(self, params: ModelParams, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = build_norm(params, params.d_model)
+        self.attention = Attention(params, layer)
+        self.mlp_norm = build_norm(params, params.d_model)
+        self.mlp = Mlp(params)
+        self.dropout = nn.Dropout(params.dropout)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None) -> Tensor:
+        """The residual stream `x` (B, T, D) with both parts added."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache))
+        output: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return output
+
+
+class GPT(nn.Module):
+    """A causal language model: embeddings, blocks, final norm, head."""
+
+    def __init__(self, params: ModelParams, vocab_size: int, seed: int = 0) -> None:
+        super().__init__()
+        self.params, self.vocab_size = params, vocab_size
+        self.token_embedding = nn.Embedding(vocab_size, params.d_model)
+        if params.position == "learned":
+            self.position_embedding = nn.Embedding(params.context_length, params.d_model)
+        self.dropout = nn.Dropout(params.dropout)
+        self.blocks = nn.ModuleList(Block(params, layer) for layer in range(params.n_layers))
+        self.final_norm = build_norm(params, params.d_model)
+        self.head = nn.Linear(params.d_model, vocab_size, bias=False)
+        if params.tie_embeddings:
+            self.head.weight = self.token_embedding.weight
+        self.initialise(seed)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Draw every weight anew; a pure function of the seed, on any device.
+
+        | weight                                       | value                                                   |
+        |----------------------------------------------|---------------------------------------------------------|
+        | embeddings, head, matrices                   | normal, standard deviation 0.02 (GPT-2)                 |
+        | projections that add to the residual stream  | normal, 0.02 / sqrt(2 n_layers) (GPT-2, section 2.3)    |
+        | norm gains                                   | 1                                                       |
+        | biases                                       | 0                                                       |
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if weight.dim() < 2:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            deviation = 0.02 / math.sqrt(2 * self.params.n_layers) if "projection" in name else 0.02
+            weight.copy_(torch.empty(weight.shape).normal_(0.0, deviation, generator=generator))
+
+    def hidden(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """The final hidden state (B, T, D) of `tokens` (B, T); with a cache they continue what it holds."""
+        start = cache.length if cache is not None else 0
+        time = tokens.shape[1]
+        assert start + time <= self.params.context_length, (start, time, self.params.context_length)
+        positions = torch.arange(start, start + time, device=tokens.device)
+        x = self.token_embedding(tokens)  # (B, T, D)
+        rotary = None
+        if self.params.position == "learned":
+            x = x + self.position_embedding(positions)
+        else:
+            rotary = rotary_tables(positions, self.params.head_width)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, rotary, cache)
+        if cache is not None:
+            cache.advance(time)
+        normed: Tensor = self.final_norm(x)
+        return normed
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, T, V) and, with `targets` (B, T), their mean cross-entropy in nats per token."""
+        logits = self.head(self.hidden(tokens, cache))
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    def count_parameters(self) -> int:
+        """Trainable numbers, tied weights once."""
+        return sum(weight.numel() for weight in self.parameters())

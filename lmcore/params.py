@@ -1,0 +1,144 @@
+"""params.yaml, read exactly as DVC reads it and checked before any work.
+
+DVC reads YAML 1.2 through ruamel.yaml: `6e-05` is a number and `no` is a string, where PyYAML's YAML 1.1 has it the
+other way round. Reading with the same library is the only way to see the values that DVC recorded.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from lmcore.errors import ParameterError
+
+# Pydantic's rules in a user's words; the others read well as they are: "greater than or equal to 1".
+RULES = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+}
+SHOWN_CHARACTERS = 100  # of a value, in a message
+
+
+def _integral(value: object) -> object:
+    """A whole number written as a float is an integer: `1e4` arrives as 10000.0. `2.5` and `True` are refused later."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, BeforeValidator(_integral)]
+
+
+class Section(BaseModel):
+    """One section of params.yaml: frozen, every key required, unknown keys and wrong types refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def read_params(path: Path = Path("params.yaml")) -> dict[str, Any]:
+    """The whole file as nested dictionaries. Raises ParameterError when it is missing or is not YAML."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            values = YAML(typ="safe", pure=True).load(file)
+    except FileNotFoundError:
+        raise ParameterError(f"{path} does not exist: run in the project's folder, where dvc.yaml lies") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path} is not valid YAML: {_explain_yaml(error)}") from None
+    if not isinstance(values, dict):
+        raise ParameterError(f"{path} holds no sections: it must map section names to their values")
+    return values
+
+
+def read_section(kind: type[AnySection], name: str, path: Path = Path("params.yaml")) -> AnySection:
+    """Section `name` of params.yaml as a checked, frozen `kind`.
+
+    Raises ParameterError with the dotted path, the value, the rule, and the nearest known key.
+    """
+    values = read_params(path)
+    if name not in values:
+        near = _nearest(name, values)
+        remedy = f"rename {near} to it" if near else f"write it; there are {', '.join(map(str, values))}"
+        raise ParameterError(f"{path} has no section {name}: {remedy}")
+    return parse_section(kind, name, values[name])
+
+
+def parse_section(kind: type[AnySection], name: str, values: object) -> AnySection:
+    """`values` as a checked, frozen `kind`; `name` is the dotted path that messages begin with."""
+    if not isinstance(values, Mapping):
+        raise ParameterError(f"{_show(name, values)}: must be a section with the keys {', '.join(kind.model_fields)}")
+    values = {str(key): value for key, value in values.items()}  # YAML's keys may be numbers
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        broken: dict[str, list[ErrorDetails]] = {}
+        for detail in error.errors(include_url=False):
+            broken.setdefault(_dotted_path(name, values, detail["loc"]), []).append(detail)
+        phrases = [_explain(path, details, kind) for path, details in broken.items()]
+        raise ParameterError("; ".join(phrases)) from None
+
+
+def _explain(path: str, details: Sequence[ErrorDetails], kind: type[Section]) -> str:
+    """What is wrong with one value.
+
+    Example: `train.batch_sise=8: unknown key, did you mean train.batch_size?`. A union
+    breaks one rule per member, and any of them would do: `must be 'auto' or true or false`.
+    """
+    value = details[0]["input"]
+    match details[0]["type"]:
+        case "missing":
+            return f"{path} is missing: write it (an empty value means 'not set')"
+        case "extra_forbidden":
+            section, _, key = path.rpartition(".")
+            near = _nearest(key, kind.model_fields)
+            remedy = f"did you mean {section}.{near}?" if near else f"known keys: {', '.join(kind.model_fields)}"
+            return f"{_show(path, value)}: unknown key, {remedy}"
+        case "value_error":  # raised by a section's own rule, which names the keys that it compared
+            return str(details[0]["ctx"]["error"])
+        case _:
+            rules = [RULES.get(detail["type"], detail["msg"].removeprefix("Input should be ")) for detail in details]
+            near = _nearest(str(value), [choice for rule in rules for choice in re.findall("'([^']*)'", rule)])
+            hint = f", did you mean {near}?" if near else ""
+            return f"{_show(path, value)}: must be {' or '.join(rules)}{hint}"
+
+
+def _dotted_path(name: str, values: object, location: Iterable[int | str]) -> str:
+    """Where the value stands in params.yaml: ("prompts", 2) of section sample -> `sample.prompts[2]`.
+
+    Pydantic adds the members of a union to a location; following the values themselves leaves those out.
+    """
+    for part in location:
+        if isinstance(values, Mapping):
+            name, values = f"{name}.{part}", values.get(part)
+        elif isinstance(values, list) and isinstance(part, int):
+            name, values = f"{name}[{part}]", values[part]
+    return name
+
+
+def _show(path: str, value: object) -> str:
+    """`train.batch_size='eight'`, in one line however long the value is."""
+    if value is None:
+        return f"{path} is empty"
+    text = repr(value)
+    return f"{path}={text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + '...'}"
+
+
+def _nearest(word: str, known: Iterable[object]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, map(str, known), n=1)), None)
+
+
+def _explain_yaml(error: YAMLError | UnicodeDecodeError) -> str:
+    """The parser's complaint and its place in one line."""
+    if isinstance(error, MarkedYAMLError) and error.problem and error.problem_mark:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())

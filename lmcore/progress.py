@@ -1,0 +1,95 @@
+"""What a person sees while it runs: a live line on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+def say(line: str) -> None:
+    """One line of information on standard output, at once."""
+    print(line, flush=True)
+
+
+def warn(line: str) -> None:
+    """One line about something that went on differently than asked, on standard error."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+class TrainingProgress:
+    """Step, losses, learning rate, tokens per second and the time left of one training run.
+
+    Speed counts training alone: what lies between the end of a step (`count_step`) and `resume` is something else, and
+    so is the first step, which may compile.
+    """
+
+    def __init__(self, first_step: int, max_steps: int, tokens_per_step: int) -> None:
+        self.max_steps, self.tokens_per_step = max_steps, tokens_per_step
+        self.resumed: float | None = None
+        self.timed_seconds, self.timed_steps = 0.0, 0
+        self.last_line = 0.0
+        self.shown: dict[str, float] = {}
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("train", total=max_steps, completed=first_step, text="")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def count_step(self, step: int) -> None:
+        """Update `step` is done; the clock of training stands still until `resume`."""
+        if self.resumed is not None:
+            self.timed_seconds += time.monotonic() - self.resumed
+            self.timed_steps += 1
+        self.bar.update(self.task, completed=step)
+
+    def resume(self) -> None:
+        """Training goes on."""
+        self.resumed = time.monotonic()
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Training speed so far; 0 before the second step."""
+        return self.timed_steps * self.tokens_per_step / self.timed_seconds if self.timed_seconds else 0.0
+
+    def show(self, record: Mapping[str, Any]) -> None:
+        """A logged step's metrics: into the live line, or as a plain line (one in ten seconds, and the last)."""
+        self.shown.update({key: value for key, value in record.items() if value is not None})
+        text = "  ".join(self._fields())
+        self.bar.update(self.task, text=text)
+        now, step = time.monotonic(), int(record["step"])
+        due = now - self.last_line >= PLAIN_LINE_SECONDS or step == self.max_steps
+        if self.bar.disable and due:
+            self.last_line = now
+            say(f"step {step}/{self.max_steps}  {text}{self._time_left(step)}")
+
+    def _fields(self) -> list[str]:
+        labels = {"train_loss": "loss {:.4f}", "val_loss": "validation {:.4f}", "learning_rate": "learning rate {:.2e}"}
+        fields = [label.format(self.shown[key]) for key, label in labels.items() if key in self.shown]
+        return [*fields, f"{self.tokens_per_second:,.0f} tokens/s"]
+
+    def _time_left(self, step: int) -> str:
+        if not self.timed_steps or step == self.max_steps:
+            return ""
+        seconds = (self.max_steps - step) * self.tokens_per_step / self.tokens_per_second
+        return f"  {int(seconds) // 60}:{int(seconds) % 60:02d} left"

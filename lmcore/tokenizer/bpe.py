@@ -1,0 +1,126 @@
+"""Byte-level byte-pair encoding: fitted by tokenizers, encoded by tiktoken from the same ranks."""
+
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import tiktoken
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
+
+from lmcore.tokenizer.base import END_OF_TEXT, Ids, Tokenizer, write_definition
+from lmcore.tokenizer.byte import BYTE_LEVEL, SYMBOLS, read_symbols, write_symbols
+
+# Where merges stop: GPT-4's split (tiktoken's cl100k_base) with numbers cut after two digits, as nanochat found better
+# for small vocabularies.
+PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+SMALLEST_VOCABULARY = 257  # the bytes and end-of-text
+
+# tiktoken's regular expressions overflow their stack at 1,000,000 spaces in a row (and are fine at 800,000).
+# A run of twice this length holds an aligned block of white space.
+SPACE_BLOCK = 250_000
+
+
+class BpeTokenizer(Tokenizer):
+    """Byte pairs merged in the order of their rank within the pieces of a pattern. No text is unknown to it."""
+
+    kind = "bpe"
+
+    def __init__(self, artefact: bytes) -> None:
+        super().__init__(artefact)
+        definition = json.loads(artefact)
+        self.pattern: str = definition["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+        ranks = {bytes_: rank for rank, bytes_ in enumerate(self._tokens) if bytes_ and rank != self.end_of_text}
+        self._encoding = tiktoken.Encoding(
+            "lmcore", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.end_of_text}
+        )
+
+    @classmethod
+    def train(cls, texts: Iterable[list[str]], vocab_size: int) -> "BpeTokenizer":
+        """Fit at most `vocab_size` entries, end-of-text included; a small corpus has fewer pairs to merge."""
+        fitted = fit_bpe(texts, vocab_size)
+        ranks = {read_symbols(symbols): rank for symbols, rank in fitted.get_vocab().items()}
+        return cls.from_ranks(ranks, PATTERN, len(ranks))
+
+    @classmethod
+    def from_ranks(cls, ranks: dict[bytes, int], pattern: str, end_of_text: int) -> "BpeTokenizer":
+        """A tokenizer of tiktoken's ranks: the id of each token, which is also its turn to be merged."""
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        vocabulary = {write_symbols(token): rank for token, rank in sorted(ranks.items(), key=lambda item: item[1])}
+        artefact = write_definition(
+            vocabulary,
+            end_of_text,
+            merges=[(write_symbols(left), write_symbols(right)) for left, right in list_merges(ranks)],
+            pre_tokenizer={"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]},
+            decoder=BYTE_LEVEL,
+            ignore_merges=True,  # tiktoken looks a whole piece up before it merges
+        )
+        return cls(artefact)
+
+    def encode_batch(self, texts: list[str]) -> list[Ids]:
+        """`encode` of each text, as arrays, a thread on each core: tiktoken releases the interpreter lock."""
+        threads = min(count_cores(), len(texts))
+        if threads < 2:  # a thread of its own would cost a quarter of the speed
+            return super().encode_batch(texts)
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self._encode_any, texts))
+
+    def _encode(self, text: str) -> Ids:
+        if has_long_space(text):
+            return np.array(self._reference.encode(text).ids, dtype=np.uint32)
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
+
+    def _spell(self, symbol: str) -> bytes:
+        return read_symbols(symbol)
+
+    @cached_property
+    def _reference(self) -> tokenizers.Tokenizer:
+        """The artefact in the library whose format it has: the same ids, slower, and no limit on white space."""
+        reference = tokenizers.Tokenizer.from_buffer(self.artefact)
+        reference.encode_special_tokens = True  # END_OF_TEXT in a text is text
+        return reference
+
+
+def fit_bpe(texts: Iterable[list[str]], vocab_size: int) -> tokenizers.Tokenizer:
+    """The merges of `texts` as tokenizers finds them, room left for end-of-text; ids 0 to 255 are the bytes."""
+    fitted = tokenizers.Tokenizer(models.BPE())
+    fitted.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=SYMBOLS, show_progress=False)
+    fitted.train_from_iterator(texts, trainer)
+    return fitted
+
+
+def list_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """Every way to put a token together from two others, in the order of rank (transformers' TikTokenConverter).
+
+    tiktoken merges any two neighbours that make up a token; so must a reader of the written merges. Ranks that come
+    from training need only one pair each: the others never meet, because merging a token's bytes by rank leads through
+    the pair that training saw.
+    """
+    merges = []
+    for token in sorted(ranks, key=ranks.__getitem__):
+        pairs = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+        known = [(left, right) for left, right in pairs if left in ranks and right in ranks]
+        merges += sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+    return merges
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_long_space(text: str) -> bool:
+    """Whether an aligned block of SPACE_BLOCK characters is all white space."""
+    return any(text[start:end].isspace() for start, end in pairwise(range(0, len(text) + 1, SPACE_BLOCK)))

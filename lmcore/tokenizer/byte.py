@@ -1,0 +1,50 @@
+"""Bytes as tokens, and the printable spelling of bytes that tokenizer.json uses."""
+
+from typing import Any
+
+import numpy as np
+
+from lmcore.tokenizer.base import Ids, Tokenizer, write_definition
+
+
+def _byte_symbols() -> list[str]:
+    """The printable character of each byte: itself in Latin-1, or the next one from U+0100 (GPT-2's encoder.py)."""
+    symbols, spare = [], 0x100
+    for byte in map(chr, range(256)):
+        printable = byte.isprintable() and byte != " "
+        symbols.append(byte if printable else chr(spare))
+        spare += not printable
+    return symbols
+
+
+SYMBOLS = _byte_symbols()
+BYTES = {symbol: byte for byte, symbol in enumerate(SYMBOLS)}
+
+BYTE_LEVEL: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+def write_symbols(token: bytes) -> str:
+    """The printable spelling of a token: b" the" -> "Ġthe"."""
+    return "".join([SYMBOLS[byte] for byte in token])
+
+
+def read_symbols(symbols: str) -> bytes:
+    """The token of a printable spelling: "Ġthe" -> b" the"."""
+    return bytes([BYTES[symbol] for symbol in symbols])
+
+
+class ByteTokenizer(Tokenizer):
+    """UTF-8 as it is: the id is the byte, 256 is end-of-text."""
+
+    kind = "byte"
+
+    @classmethod
+    def create(cls) -> "ByteTokenizer":
+        """The one byte tokenizer; there is nothing to train."""
+        return cls(write_definition(BYTES, 256, merges=[], pre_tokenizer=BYTE_LEVEL, decoder=BYTE_LEVEL))
+
+    def _encode(self, text: str) -> Ids:
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
+
+    def _spell(self, symbol: str) -> bytes:
+        return read_symbols(symbol)

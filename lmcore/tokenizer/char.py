@@ -1,0 +1,57 @@
+"""Characters as tokens; a character that training never saw is spelt in bytes."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from lmcore.tokenizer.base import Ids, Tokenizer, write_definition
+
+FALLBACK = [f"<0x{byte:02X}>" for byte in range(256)]  # Llama's names for its 256 byte tokens
+FALLBACK_BYTES = {name: bytes([byte]) for byte, name in enumerate(FALLBACK)}
+DECODER = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
+
+CODE_POINTS = 0x110000
+UNSEEN = np.uint32(0xFFFF_FFFF)
+
+
+class CharTokenizer(Tokenizer):
+    """The characters of the training text by code point, then the 256 bytes, then end-of-text."""
+
+    kind = "char"
+
+    def __init__(self, artefact: bytes) -> None:
+        super().__init__(artefact)
+        self._first_byte = self.end_of_text - len(FALLBACK)
+        self._ids = np.full(CODE_POINTS, UNSEEN, dtype=np.uint32)  # by code point
+        for token in range(self._first_byte):
+            self._ids[ord(self.token_bytes(token).decode())] = token
+
+    @classmethod
+    def train(cls, texts: Iterable[list[str]]) -> "CharTokenizer":
+        """One token for each character in `texts`."""
+        seen: set[str] = set()
+        for batch in texts:
+            seen.update(*batch)
+        # A lone surrogate is no character: encoding replaces it.
+        symbols = sorted(symbol for symbol in seen if not "\ud800" <= symbol <= "\udfff")
+        vocabulary = {symbol: token for token, symbol in enumerate(symbols + FALLBACK)}
+        return cls(
+            write_definition(
+                vocabulary, len(vocabulary), merges=[], pre_tokenizer=None, decoder=DECODER, byte_fallback=True
+            )
+        )
+
+    def _encode(self, text: str) -> Ids:
+        ids: Ids = self._ids[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]  # (characters,)
+        unseen = ids == UNSEEN
+        if not unseen.any():
+            return ids
+        spelt = [text[place].encode() for place in np.flatnonzero(unseen)]
+        widths = np.ones(len(ids), dtype=np.int64)  # tokens of each character
+        widths[unseen] = [len(spelling) for spelling in spelt]
+        ids, unseen = np.repeat(ids, widths), np.repeat(unseen, widths)
+        ids[unseen] = np.frombuffer(b"".join(spelt), dtype=np.uint8).astype(np.uint32) + np.uint32(self._first_byte)
+        return ids
+
+    def _spell(self, symbol: str) -> bytes:
+        return FALLBACK_BYTES.get(symbol) or symbol.encode()

@@ -1,0 +1,97 @@
+"""Train, load and measure a tokenizer of any kind."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import model_validator
+
+from lmcore.errors import ArtifactError, DataError
+from lmcore.files import read_json
+from lmcore.params import Int, Section
+from lmcore.tokenizer.base import FILE_NAME, Tokenizer
+from lmcore.tokenizer.bpe import SMALLEST_VOCABULARY, BpeTokenizer
+from lmcore.tokenizer.byte import ByteTokenizer
+from lmcore.tokenizer.char import CharTokenizer
+from lmcore.tokenizer.pretrained import fetch_pretrained, list_pretrained
+
+REMEDY = "run the train_tokenizer stage (dvc repro train_tokenizer), or fetch it (dvc pull)"
+
+
+class TokenizerParams(Section):
+    """Which tokenizer. `vocab_size` is read by bpe alone and `name` by pretrained alone: the others have their own."""
+
+    kind: Literal["bpe", "char", "byte", "pretrained"]
+    vocab_size: Int | None
+    name: str | None
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if self.kind == "bpe" and (self.vocab_size is None or self.vocab_size < SMALLEST_VOCABULARY):
+            raise ValueError(
+                f"train_tokenizer.vocab_size={self.vocab_size}: must be at least {SMALLEST_VOCABULARY} for kind bpe "
+                f"(256 bytes and end-of-text)"
+            )
+        if self.kind == "pretrained" and self.name not in list_pretrained():
+            raise ValueError(
+                f"train_tokenizer.name={self.name}: must be one of {', '.join(list_pretrained())} for kind pretrained"
+            )
+        return self
+
+
+def train_tokenizer(params: TokenizerParams, texts: Iterable[list[str]]) -> Tokenizer:
+    """The tokenizer that `params` ask for; the same texts give the same artefact, byte for byte."""
+    match params.kind:
+        case "bpe":
+            assert params.vocab_size is not None
+            return BpeTokenizer.train(texts, params.vocab_size)
+        case "char":
+            return CharTokenizer.train(texts)
+        case "byte":
+            return ByteTokenizer.create()
+        case "pretrained":
+            assert params.name is not None
+            return fetch_pretrained(params.name)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer saved in `folder`. Raises ArtifactError for a missing, damaged or foreign file."""
+    path = folder / FILE_NAME
+    kind = _recognise(read_json(path, REMEDY))
+    if kind is None:
+        raise ArtifactError(f"{path} is not a tokenizer that lmcore made: {REMEDY}")
+    try:
+        return kind(path.read_bytes())
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({type(error).__name__}: {error}): {REMEDY}") from None
+
+
+def _recognise(definition: Any) -> type[Tokenizer] | None:
+    """The class whose artefact has this shape."""
+    match definition:
+        case {"model": {"byte_fallback": True, "merges": []}, "pre_tokenizer": None}:
+            return CharTokenizer
+        case {"model": {"merges": []}, "pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}:
+            return ByteTokenizer
+        case {"pre_tokenizer": {"pretokenizers": [{"type": "Split"}, {"type": "ByteLevel", "use_regex": False}]}}:
+            return BpeTokenizer
+    return None
+
+
+def measure_tokenizer(tokenizer: Tokenizer, texts: Iterable[list[str]]) -> dict[str, int | float]:
+    """Metrics on `texts`: vocab_size, bytes_per_token, and unused_tokens, the entries that never occur.
+
+    Entries of a single byte, which are there so that no text fails, and end-of-text are not counted as unused.
+    """
+    used = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    for batch in texts:
+        for ids in tokenizer.encode_batch(batch):
+            np.add.at(used, ids, 1)
+    if not used.any():
+        raise DataError("the train documents hold no text: check data/raw and the prepare section of params.yaml")
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "bytes_per_token": round(float(used @ tokenizer.byte_lengths / used.sum()), 4),
+        "unused_tokens": int(np.sum((used == 0) & (tokenizer.byte_lengths > 1))),
+    }

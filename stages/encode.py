@@ -1,0 +1,24 @@
+"""encode: turn the documents of both splits into token shards."""
+
+from pathlib import Path
+
+from lmcore.corpus.documents import iterate_texts
+from lmcore.errors import report_errors
+from lmcore.files import write_json
+from lmcore.params import read_section
+from lmcore.tokenizer.load import load_tokenizer
+from lmcore.tokens.encode import EncodeParams, encode_splits
+
+
+def main() -> None:
+    """Encode train and validation with the trained tokenizer; write the shards and their metrics."""
+    params = read_section(EncodeParams, "encode")
+    tokenizer = load_tokenizer(Path("models/tokenizer"))
+    splits = {split: iterate_texts(Path("data/documents") / split) for split in ("train", "validation")}
+    metrics = encode_splits(params, splits, tokenizer, Path("data/tokens"))
+    write_json(Path("reports/metrics/encode.json"), metrics)
+
+
+if __name__ == "__main__":
+    with report_errors():
+        main()

@@ -1,0 +1,28 @@
+"""A tiny corpus and its tokens, built in the test: nothing is read from outside."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_texts
+
+from lmcore.tokenizer.load import TokenizerParams, load_tokenizer, train_tokenizer
+from lmcore.tokens.dataset import TokenDataset, open_dataset
+from lmcore.tokens.encode import EncodeParams, encode_splits
+
+# Tests run on all cores at once: threads of a tiny model's operations would only wait for one another.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
+    """Two splits of byte tokens, read-only."""
+    folder: Path = tmp_path_factory.mktemp("dataset")
+    splits = {"train": [make_texts(40, 1)], "validation": [make_texts(8, 2)]}
+    tokenizer = train_tokenizer(TokenizerParams(kind="byte", vocab_size=None, name=None), splits["train"])
+    (folder / "tokenizer").mkdir()
+    tokenizer.save(folder / "tokenizer")
+    encode_splits(EncodeParams(shard_tokens=1000), splits, tokenizer, folder / "tokens")
+    return open_dataset(folder / "tokens", load_tokenizer(folder / "tokenizer"))

@@ -1,0 +1,82 @@
+"""The measured overlap against plain sets of 13 words."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmcore.corpus import leakage
+from lmcore.corpus.leakage import hash_sequences, measure_leakage, split_runs
+
+
+def collect_plainly(texts: list[str]) -> set[tuple[bytes, ...]]:
+    found = set()
+    for text in texts:
+        words = text.encode().split()
+        found |= {tuple(words[at : at + 13]) for at in range(len(words) - 12)}
+    return found
+
+
+def measure_plainly(validation: list[str], train: list[str]) -> float:
+    wanted = collect_plainly(validation)
+    return len(wanted & collect_plainly(train)) / len(wanted) if wanted else 0.0
+
+
+def make_texts(seed: int, count: int, words: int, vocabulary: int = 2) -> list[str]:
+    chance = random.Random(seed)
+    blanks = [" ", "\n", "  ", "\r\n\t", "\x0c", "\v"]
+
+    def write() -> str:
+        return "".join(f"{'é' * chance.randrange(vocabulary)}w{chance.choice(blanks)}" for _ in range(words))
+
+    return [chance.choice(["", " ", "\n"]) + write() for _ in range(count)]
+
+
+@settings(deadline=None)
+@given(st.integers(), st.integers(0, 8), st.integers(0, 60))
+def test_it_is_the_share_of_common_sequences(seed, count, words):
+    validation, train = make_texts(seed, 3, 40), make_texts(seed + 1, count, words)
+    train += [validation[0][20:]]
+    assert measure_leakage([validation], [train[:2], train[2:]]) == measure_plainly(validation, train)
+
+
+def test_all_none_and_nothing_to_compare():
+    text = " ".join(map(str, range(50)))
+    assert measure_leakage([[text]], [["before\n" + text.replace(" ", "\n") + " after"]]) == 1.0
+    assert measure_leakage([[text]], [[text[::-1]]]) == 0.0
+    assert measure_leakage([["twelve words are not enough " * 2]], [["short"]]) == 0.0
+    assert measure_leakage([[text]], []) == 0.0
+
+
+def test_sequences_do_not_reach_across_documents():
+    words = [str(number) for number in range(20)]
+    assert measure_leakage([[" ".join(words)]], [[" ".join(words[:10]), " ".join(words[10:])]]) == 0.0
+
+
+@pytest.mark.parametrize("characters", [1, 7, 100])
+def test_a_long_text_in_runs_is_the_same_text(monkeypatch, characters):
+    (text,) = make_texts(1, 1, 300, vocabulary=9)
+    whole = sorted(hash_sequences(list(split_runs(text))))
+    monkeypatch.setattr(leakage, "RUN_CHARACTERS", characters)
+    runs = list(split_runs(text))
+    assert len(runs) > 5
+    assert sorted(hash_sequences(runs)) == whole
+    assert len(whole) == 300 - 12
+
+
+def test_hashes_are_the_same_everywhere():
+    words = b"a b c d e f g h i j k l m"
+    plain = sum(byte * leakage.BASE**place for place, byte in enumerate(words)) % 2**64
+    assert (
+        hash_sequences([b"before " + words.replace(b" ", b"\n\t")])[1] == (plain ^ plain >> 32) * leakage.BASE % 2**64
+    )
+
+
+def test_a_sample_of_a_large_text_is_fair(monkeypatch):
+    validation = make_texts(1, 10, 3000, vocabulary=50)
+    train = validation[:3] + make_texts(2, 10, 3000, vocabulary=50)
+    exact = measure_leakage([validation], [train])
+    monkeypatch.setattr(leakage, "SEQUENCE_SAMPLE", 2000)
+    assert measure_leakage([validation], [train]) == pytest.approx(exact, abs=0.04)
+    assert exact == pytest.approx(0.3, abs=0.001)

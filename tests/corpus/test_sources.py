@@ -1,0 +1,195 @@
+"""The corpus from the catalogue, from a url and from one's own files, with its manifest."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from lmcore.corpus.catalog import CATALOG
+from lmcore.corpus.sources import DownloadParams, download
+from lmcore.errors import DataError, ParameterError
+from lmcore.params import parse_section
+
+
+def make_params(**values: str | None) -> DownloadParams:
+    return parse_section(
+        DownloadParams, "download", {"source": "stdlib", "path": None, "url": None, "sha256": None} | values
+    )
+
+
+def read_manifest(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def list_tree(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"source": "tinyshakespear"},
+            r"^download.source='tinyshakespear': did you mean tinyshakespeare\? known sources: stdlib, tinyshakes",
+        ),
+        ({"source": "zzz"}, r"^download.source='zzz': known sources: stdlib, tinyshakespeare$"),
+        ({"path": "a", "url": "http://a/b"}, r"^download.path='a' and download.url='http://a/b': set one of them"),
+        ({"path": ""}, r"^download.path='': must name a file or a folder, or be null$"),
+        ({"sha256": "0" * 64}, r"^download.sha256='0+': belongs to download.url, which is not set$"),
+        ({"url": "http://a/b", "sha256": "0" * 63}, r"^download.sha256='0+': must be 64 hexadecimal digits$"),
+        ({"url": "http://a/b", "sha256": "g" * 64}, r"must be 64 hexadecimal digits$"),
+        *(
+            ({"url": url}, r"^download.url='.*': must be an http:// or https:// address, percent-encoded$")
+            for url in ("", "a.txt", "ftp://a/b", "file:///etc/passwd", "http:///b", "http://a/b c", "http://a/é")
+        ),
+        *(({"url": url}, "must be an http") for url in ("http://a:b/c", "http://[::1/c", "http://a/b\nc", "s3://a/b")),
+    ],
+)
+def test_wrong_values_are_named(values, message):
+    with pytest.raises(ParameterError, match=message):
+        make_params(**values)
+
+
+def test_the_catalogue_is_described():
+    for source in CATALOG.values():
+        assert source.description.endswith(".")
+        assert source.licence
+        assert (source.url is None) == (source.sha256 is None)
+
+
+@pytest.fixture(scope="module")
+def stdlib(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stdlib") / "raw"
+    return folder, download(make_params(), folder)
+
+
+def test_stdlib_is_the_running_pythons(stdlib):
+    folder, metrics = stdlib
+    manifest = read_manifest(folder)
+    assert {key: manifest[key] for key in ("source", "licence", "url")} == {
+        "source": "stdlib",
+        "licence": "PSF-2.0",
+        "url": None,
+    }
+    assert manifest["version"] == f"{platform.python_implementation()} {platform.python_version()}"
+    root = Path(sysconfig.get_path("stdlib"))
+    assert (folder / "files/json/decoder.py").read_bytes() == (root / "json/decoder.py").read_bytes()
+    assert metrics == {"files": len(manifest["files"]), "bytes": sum(file["bytes"] for file in manifest["files"])}
+    assert metrics["bytes"] > 5_000_000
+
+
+def test_stdlib_leaves_out_what_is_not_the_library(stdlib):
+    folder, _ = stdlib
+    paths = [file["path"] for file in read_manifest(folder)["files"]]
+    parts = {part for path in paths for part in path.split("/")}
+    assert not parts & {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings"}
+    assert all(path.endswith(".py") and "_sysconfigdata" not in path for path in paths)
+    assert str(Path.home()) not in (folder / "manifest.json").read_text()
+
+
+def test_the_manifest_is_the_folder(stdlib):
+    folder, _ = stdlib
+    files = read_manifest(folder)["files"]
+    assert [file["path"] for file in files] == list_tree(folder / "files")
+    for file in files[::50]:
+        content = (folder / "files" / file["path"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"])
+
+
+def test_a_second_download_is_identical(tmp_path, stdlib):
+    download(make_params(), tmp_path / "raw")
+    assert (tmp_path / "raw/manifest.json").read_bytes() == (stdlib[0] / "manifest.json").read_bytes()
+
+
+def test_a_catalogued_url(web, tmp_path, monkeypatch):
+    body = b"First Citizen:\r\nBefore we proceed any further\n"
+    url = web.put("/tinyshakespeare/input.txt", body)
+    known = dataclasses.replace(CATALOG["tinyshakespeare"], url=url, sha256=hashlib.sha256(body).hexdigest())
+    monkeypatch.setitem(CATALOG, "tinyshakespeare", known)
+    assert download(make_params(source="tinyshakespeare"), tmp_path / "raw") == {"files": 1, "bytes": len(body)}
+    assert (tmp_path / "raw/files/input.txt").read_bytes() == body
+    assert read_manifest(tmp_path / "raw") == {
+        "source": "tinyshakespeare",
+        "licence": "public domain",
+        "url": url,
+        "version": None,
+        "files": [{"path": "input.txt", "bytes": len(body), "sha256": known.sha256}],
+    }
+    web.put("/tinyshakespeare/input.txt", b"another text", etag='"two"')
+    with pytest.raises(DataError, match=f"expected {known.sha256}"):
+        download(make_params(source="tinyshakespeare"), tmp_path / "raw")
+    assert (tmp_path / "raw/files/input.txt").read_bytes() == body  # what was there stays
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/a/input.txt?version=2", "input.txt"),
+        ("/a/..%2F..%2Fetc%2Fpasswd", "passwd"),
+        ("/a/%2E%2E", "text"),
+        ("/", "text"),
+        ("/.hidden", "hidden"),
+        ("/" + 300 * "x" + ".txt", 56 * "x" + ".txt"),
+        ("/%C3%A9.txt", "é.txt"),
+    ],
+)
+def test_a_urls_file_name_stays_in_the_folder(web, tmp_path, path, name):
+    download(make_params(url=web.put(path, b"text")), tmp_path / "raw")
+    assert list_tree(tmp_path / "raw") == sorted([f"files/{name}", "manifest.json"])
+    assert read_manifest(tmp_path / "raw")["source"] == "url"
+
+
+def test_one_file_of_ones_own(project):
+    (project / "mine.txt").write_bytes(b"one\r\ntwo")
+    assert download(make_params(path="mine.txt"), project / "raw") == {"files": 1, "bytes": 8}
+    assert (project / "raw/files/mine.txt").read_bytes() == b"one\r\ntwo"
+    manifest = read_manifest(project / "raw")
+    assert (manifest["source"], manifest["path"], manifest["licence"]) == ("path", "mine.txt", None)
+
+
+def test_a_folder_of_ones_own(project):
+    mine, outside = project / "mine", project / "outside"
+    for path in ("b.txt", "a/c.md", "a/.hidden", ".git/config", "a-b.txt"):
+        (mine / path).parent.mkdir(parents=True, exist_ok=True)
+        (mine / path).write_text(path)
+    outside.mkdir()
+    (outside / "secret.txt").write_text("secret")
+    (mine / "loop").symlink_to(mine)
+    (mine / "link").symlink_to(outside)
+    (mine / "link.txt").symlink_to(outside / "secret.txt")
+    os.mkfifo(mine / "pipe")
+    download(make_params(path=str(mine)), project / "raw")
+    assert [file["path"] for file in read_manifest(project / "raw")["files"]] == ["a-b.txt", "a/c.md", "b.txt"]
+    assert list_tree(project / "raw/files") == ["a-b.txt", "a/c.md", "b.txt"]
+
+
+def test_nothing_there(project):
+    with pytest.raises(
+        ParameterError, match=r"^download.path='nowhere': .*/nowhere does not exist; a relative path begin"
+    ):
+        download(make_params(path="nowhere"), project / "raw")
+    (project / "empty").mkdir()
+    with pytest.raises(DataError, match=r"^download.path='empty': no files in .*/empty \(hidden files"):
+        download(make_params(path="empty"), project / "raw")
+    assert not (project / "raw").exists()
+
+
+def test_a_name_that_is_not_utf8(project):
+    (project / "mine").mkdir()
+    with open(os.fsencode(project / "mine") + b"/caf\xe9.txt", "wb"):  # noqa: PTH123
+        pass
+    with pytest.raises(DataError, match=r"caf\\udce9.txt': the file's name is not UTF-8: rename it"):
+        download(make_params(path="mine"), project / "raw")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_may_not_be_read(project):
+    (project / "mine/closed").mkdir(parents=True)
+    (project / "mine/closed").chmod(0)
+    with pytest.raises(PermissionError):
+        download(make_params(path="mine"), project / "raw")

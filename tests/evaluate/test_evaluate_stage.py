@@ -1,0 +1,55 @@
+"""The evaluate stage from its folders to its metrics."""
+
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+from tiny import TINY_MODEL
+
+from lmcore.model.folder import save_model
+from lmcore.model.gpt import GPT
+from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
+from lmcore.tokens.encode import EncodeParams, encode_splits
+from stages import evaluate
+
+DOCUMENTS = ["one day, a näive cat " * 40, "sat on the 日本 mat " * 30]
+TEXT = "".join(DOCUMENTS).encode()
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all that the stage reads, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = train_tokenizer(TokenizerParams(kind="bpe", vocab_size=280, name=None), [DOCUMENTS])
+    save_model(Path("models/gpt"), GPT(TINY_MODEL, tokenizer.vocab_size), lineage={})
+    tokenizer.save(Path("models/gpt"))
+    splits = {"train": [["x"]], "validation": [DOCUMENTS]}
+    encode_splits(EncodeParams(shard_tokens=1000), splits, tokenizer, Path("data/tokens"))
+    Path("params.yaml").write_text("evaluate:\n  max_tokens:\n")
+    return tmp_path
+
+
+def test_metrics_of_the_whole_split(project: Path) -> None:
+    evaluate.main()
+    path = project / "reports/metrics/evaluate.json"
+    metrics = json.loads(path.read_text())
+    assert list(metrics) == ["val_loss", "perplexity", "bits_per_byte", "tokens", "bytes", "baselines"]
+    assert metrics["bytes"] == len(TEXT)
+    assert metrics["val_loss"] == pytest.approx(5.63, abs=0.1)  # untrained: about log(280)
+    assert metrics["baselines"] == {
+        "gzip": round(8 * len(gzip.compress(TEXT, 9)) / len(TEXT), 6),
+        "xz": round(8 * len(lzma.compress(TEXT, preset=9)) / len(TEXT), 6),
+    }
+    first = path.read_bytes()
+    evaluate.main()
+    assert path.read_bytes() == first
+
+
+def test_metrics_of_a_part(project: Path) -> None:
+    (project / "params.yaml").write_text("evaluate:\n  max_tokens: 70\n")
+    evaluate.main()
+    metrics = json.loads((project / "reports/metrics/evaluate.json").read_text())
+    assert metrics["tokens"] == 64  # four windows of 16
+    assert metrics["bytes"] < len(TEXT)

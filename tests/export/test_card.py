@@ -1,0 +1,99 @@
+"""The model card: front matter that the hub reads, every figure that is known, nothing that is not."""
+
+from typing import Any
+
+import pytest
+import yaml
+from tiny import TINY_MODEL
+
+from lmcore.export.card import CardFacts, render_card
+
+MODEL = TINY_MODEL.model_copy(update={"n_layers": 4, "d_model": 256, "context_length": 128})
+EXPORT = {
+    "architecture": "Qwen3ForCausalLM",
+    "parameters": 4_321_000,
+    "bytes": 17,
+    "max_abs_logit_difference": 1.23e-06,
+}
+LINEAGE = {
+    "run_key": "a1b2",
+    "params": {"model": MODEL.model_dump(), "train": {"learning_rate": 6e-05, "grad_clip": None, "batch_size": 16}},
+    "tokens": {"train": "7c1", "validation": "7c2"},
+    "tokenizer": "7c3",
+}
+TRAIN = {"steps": 1200, "tokens": 9_830_400, "train_loss": 2.25, "val_loss": 2.5, "bits_per_byte": 1.4}
+CORPUS = {"source": "stdlib", "licence": "PSF-2.0", "version": "3.11.2", "files": []}
+EVALUATE = {"val_loss": 2.4, "perplexity": 11.0, "bits_per_byte": 1.3, "baselines": {"gzip": 1.7, "xz": 1.5}}
+
+
+def make_card(lineage: dict[str, Any], figures: dict[str, dict[str, Any]], corpus: dict[str, Any] | None = None) -> str:
+    facts = CardFacts(
+        name="tiny-python",
+        folder="models/export",
+        model=MODEL,
+        vocab_size=4096,
+        tokenizer="bpe",
+        dtype="float32",
+        weights="7c4",
+        corpus=corpus or {},
+        lineage=lineage,
+        figures={"export": EXPORT, **figures},
+    )
+    return render_card(facts)
+
+
+def read_front_matter(card: str) -> dict[str, Any]:
+    start, front_matter, _ = card.split("---\n", maxsplit=2)
+    assert start == ""
+    values: dict[str, Any] = yaml.safe_load(front_matter)
+    return values
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# tiny-python",
+        'folder = "models/export"',
+        'prompt = tokenizer.bos_token + "import "  # in training, every document follows bos_token',
+        "| optimizer steps | 1,200 |",
+        "| tokens seen in training | 9,830,400 |",
+        "| training loss (nats per token) | 2.25 |",
+        "| validation loss (nats per token) | 2.4 |",
+        "| bits per byte of held-out text | 1.3 |",
+        "| the same for xz -9 | 1.5 |",
+        "| largest logit difference from the trained model (`float32`) | 1.23e-06 |",
+        "| `model.qk_norm` | true |",
+        "| `train.learning_rate` | 6e-05 |",
+        "| corpus | stdlib 3.11.2 |",
+        "| tokenizer | `7c3` |",
+        "| training tokens | `7c1` |",
+        "| trained weights | `7c4` |",
+    ],
+)
+def test_card_states_what_is_known(line: str) -> None:
+    assert line in make_card(LINEAGE, {"train": TRAIN, "evaluate": EVALUATE}, CORPUS).splitlines()
+
+
+def test_card_leaves_out_what_is_not_known() -> None:
+    card = make_card({}, {})
+    assert "None" not in card
+    assert "Licence" not in card
+    assert "perplexity" not in card
+    assert "license" not in read_front_matter(card)
+    assert "prompt = tokenizer.bos_token  #" in card
+    assert "| weights in bytes | 17 |" in card
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [
+        ("CC0-1.0", {"license": "cc0-1.0"}),
+        ("PSF-2.0", {"license": "other", "license_name": "psf-2.0"}),
+        ("public domain", {"license": "other", "license_name": "public-domain"}),
+        (None, {}),
+    ],
+)
+def test_front_matter_is_what_the_hub_reads(licence: str | None, expected: dict[str, str]) -> None:
+    values = read_front_matter(make_card({}, {}, {"licence": licence}))
+    assert values.pop("tags")
+    assert values == {"library_name": "transformers", "pipeline_tag": "text-generation", **expected}

@@ -1,0 +1,170 @@
+"""The exported folder, read by transformers: the same weights, logits, ids and text as ours."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lmcore.export.hugging_face
+from lmcore.errors import ArtifactError, LmcoreError, ParameterError
+from lmcore.export.hugging_face import ExportParams, export_model, import_transformers
+from lmcore.export.weights import named_weights
+from lmcore.model.folder import load_model, save_model
+from lmcore.model.gpt import GPT, ModelParams
+from lmcore.tokenizer.load import TokenizerParams, load_tokenizer, train_tokenizer
+
+CLASSIC: dict[str, Any] = {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True}
+MODERN: dict[str, Any] = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": False, "bias": False}
+CHOICES: dict[str, dict[str, Any]] = {
+    "gpt2": CLASSIC,
+    "gpt2, untied": {**CLASSIC, "tie_embeddings": False, "d_ff": 40},
+    "gpt2, no biases": {**CLASSIC, "bias": False},
+    "llama, grouped, untied": {**MODERN, "n_kv_heads": 2, "tie_embeddings": False},
+    "llama, biases": {**MODERN, "bias": True, "d_ff": 40},
+    "qwen3, grouped": {**MODERN, "qk_norm": True, "n_kv_heads": 2},
+    "qwen3, one key-value head, untied": {**MODERN, "qk_norm": True, "n_kv_heads": 1, "tie_embeddings": False},
+}
+TEXT = ["def double(x):\n    return 2 * x\n", "naïve café, for all: the text of the text"]
+FLOAT32 = ExportParams(name="tiny", dtype="float32")
+CORPUS = {"source": "stdlib", "licence": "PSF-2.0"}
+
+
+def write_model(folder: Path, choices: dict[str, Any], kind: str = "byte") -> GPT:
+    """A model of random weights, biases and gains, saved with a tokenizer as the train stage does."""
+    settings = {"kind": kind, "vocab_size": 300 if kind == "bpe" else None, "name": None}
+    tokenizer = train_tokenizer(TokenizerParams.model_validate(settings), [TEXT])
+    shape = {"n_layers": 2, "n_heads": 4, "n_kv_heads": None, "d_model": 32, "d_ff": None, "context_length": 48}
+    params = ModelParams.model_validate({**shape, "dropout": 0.1, "tie_embeddings": True, **choices})
+    model = GPT(params, tokenizer.vocab_size).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.empty(weight.shape).normal_(0.0, 0.2, generator=generator))
+    save_model(folder, model, {"steps": 12})
+    tokenizer.save(folder)
+    return model
+
+
+def load_with_transformers(folder: Path) -> Any:
+    """The model, and what the loader has to say about its weights."""
+    return import_transformers().AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
+def test_transformers_loads_and_computes_the_same(tmp_path: Path, choices: dict[str, Any]) -> None:
+    model = write_model(tmp_path / "gpt", choices)
+    metrics = export_model(FLOAT32, tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={})
+    assert metrics["max_abs_logit_difference"] < 1e-4
+    assert metrics["parameters"] == model.count_parameters()
+    assert metrics["bytes"] == (tmp_path / "export" / "model.safetensors").stat().st_size
+    theirs, report = load_with_transformers(tmp_path / "export")
+    assert not any(report.values()), report
+    assert metrics["architecture"] == type(theirs).__name__
+    prompt = torch.tensor([[model.vocab_size - 1, 100, 101]])
+    expected = continue_greedily(model, prompt, 12)
+    found = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, eos_token_id=None)
+    assert found.tolist() == expected
+
+
+def continue_greedily(model: GPT, tokens: Tensor, count: int) -> list[list[int]]:
+    """Append the likeliest token `count` times, each from the whole text."""
+    with torch.inference_mode():
+        for _ in range(count):
+            tokens = torch.cat((tokens, model(tokens)[0][:, -1:].argmax(-1)), dim=1)
+    return [[int(token) for token in row] for row in tokens]
+
+
+@pytest.mark.parametrize("kind", ["byte", "char", "bpe"])
+def test_tokenizer_and_example_of_the_card_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    write_model(tmp_path / "models" / "gpt", MODERN, kind)
+    monkeypatch.chdir(tmp_path)
+    export_model(
+        FLOAT32, Path("models/gpt"), Path("models/export"), corpus=CORPUS, figures={"evaluate": {"val_loss": 5.5}}
+    )
+    card = Path("models/export/README.md").read_text(encoding="utf-8")
+    assert "| 5.5 |" in card
+    example = re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert example
+    names: dict[str, Any] = {}
+    exec(example[1], names)
+    assert names["tokens"].shape[1] > names["inputs"]["input_ids"].shape[1]
+    assert capsys.readouterr().out
+    ours, theirs = load_tokenizer(Path("models/gpt")), names["tokenizer"]
+    assert theirs("<|endoftext|>def")["input_ids"] == [ours.end_of_text, *ours.encode("def")]
+    assert theirs.model_max_length == 48
+
+
+def test_same_model_same_bytes(tmp_path: Path) -> None:
+    write_model(tmp_path / "gpt", CLASSIC)
+    first = export_model(FLOAT32, tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={})
+    files = read_files(tmp_path / "export")
+    assert export_model(FLOAT32, tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={}) == first
+    assert read_files(tmp_path / "export") == files
+    assert set(files) == {
+        *("config.json", "generation_config.json", "model.safetensors", "README.md"),
+        *("tokenizer.json", "tokenizer_config.json"),
+    }
+
+
+@pytest.mark.parametrize(("dtype", "smallest", "largest"), [("bfloat16", 1e-2, 2.0), ("float16", 1e-3, 0.2)])
+def test_rounded_weights_cost_what_is_reported(tmp_path: Path, dtype: Any, smallest: float, largest: float) -> None:
+    write_model(tmp_path / "gpt", MODERN)
+    metrics = export_model(
+        ExportParams(name="half", dtype=dtype), tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={}
+    )
+    assert smallest < metrics["max_abs_logit_difference"] < largest
+    assert json.loads((tmp_path / "export" / "config.json").read_text())["dtype"] == dtype
+    assert load_with_transformers(tmp_path / "export")[0].dtype == getattr(torch, dtype)
+
+
+def test_choices_without_an_architecture_are_refused(tmp_path: Path) -> None:
+    write_model(tmp_path / "gpt", {**CLASSIC, "position": "rope"})
+    with pytest.raises(ParameterError, match=r"has model\.position=rope .* set model\.position=learned \(gpt2\), and"):
+        export_model(FLOAT32, tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={})
+    assert not (tmp_path / "export").exists()
+
+
+def test_weights_in_the_wrong_place_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path / "gpt", MODERN)
+    gate, up = "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"
+    weights = named_weights(load_model(tmp_path / "gpt"), "llama")
+    for message, broken in {
+        "logits differ from the trained model's by": {**weights, gate: weights[up], up: weights[gate]},
+        "does not load what .*missing_keys.*mlp.up_proj": {name: weights[name] for name in weights if name != up},
+        "does not load what .*unexpected_keys.*extra": {**weights, "model.extra.weight": torch.ones(2)},
+    }.items():
+        monkeypatch.setattr(lmcore.export.hugging_face, "named_weights", lambda *_, broken=broken: broken)
+        with pytest.raises(ArtifactError, match=message):
+            export_model(FLOAT32, tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={})
+        assert [path.name for path in tmp_path.iterdir()] == ["gpt"]
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path / "gpt", MODERN)
+    tokenizer = load_tokenizer(tmp_path / "gpt")
+    monkeypatch.setattr(type(tokenizer), "encode", lambda self, text: [self.end_of_text, *text.encode()])
+    with pytest.raises(ArtifactError, match=r"the ids of '': \[\] in transformers, \[256\] in lmcore"):
+        export_model(FLOAT32, tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={})
+    monkeypatch.undo()
+    write_model(tmp_path / "bpe", MODERN, "bpe")
+    (tmp_path / "bpe" / "tokenizer.json").rename(tmp_path / "gpt" / "tokenizer.json")
+    with pytest.raises(ArtifactError, match="the vocabulary size: 300 in transformers, 257 in lmcore"):
+        export_model(FLOAT32, tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={})
+
+
+def test_without_transformers_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path / "gpt", CLASSIC)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(LmcoreError, match=r"pip install -e '\.\[hf\]'"):
+        export_model(FLOAT32, tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={})

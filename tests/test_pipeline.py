@@ -1,0 +1,258 @@
+"""The whole pipeline with the real DVC in a clone of this checkout, on a tiny corpus: twice, changed, and killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from tiny import GPT2_MODEL, TINY_MODEL, make_texts
+
+pytestmark = pytest.mark.slow
+
+CHECKOUT = Path(__file__).parents[1]
+OUTPUTS = ("data", "models", "reports", "dvc.lock")
+SMALL: dict[str, dict[str, Any]] = {
+    "download": {"path": "corpus"},
+    "prepare": {"validation_fraction": 0.2},
+    "train_tokenizer": {"vocab_size": 300},
+    "model": TINY_MODEL.model_dump(),
+    "train": {"max_steps": 12, "warmup_steps": 2, "log_every": 2, "eval_every": 4, "checkpoint_every_steps": 3},
+    "sample": {"prompts": ["the cat", ""], "max_new_tokens": 8},
+}
+
+
+class Project:
+    """A clone of the checkout as it stands, uncommitted changes included, with a corpus of its own."""
+
+    def __init__(self, folder: Path, sections: Mapping[str, Mapping[str, Any]] = SMALL) -> None:
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=CHECKOUT,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        for name in filter(None, listed.stdout.split("\0")):
+            if (CHECKOUT / name).is_file() and name != "dvc.lock" and not name.startswith("reports/"):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(CHECKOUT / name, folder / name)
+        (folder / "corpus").mkdir()
+        for number, text in enumerate(make_texts(60, seed=1)):
+            (folder / "corpus" / f"{number:02d}.txt").write_text(text)
+        yaml = YAML()
+        params = yaml.load(folder / "params.yaml")
+        for section, values in sections.items():
+            params[section].update(values)
+        yaml.dump(params, folder / "params.yaml")
+        self.run("git", "init", "--quiet", "--initial-branch=main")
+        self.commit("start")
+
+    def environment(self) -> dict[str, str]:
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "GIT_"))},
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": "",
+            "GIT_AUTHOR_NAME": "a",
+            "GIT_AUTHOR_EMAIL": "a@b",
+            "GIT_COMMITTER_NAME": "a",
+            "GIT_COMMITTER_EMAIL": "a@b",
+        }
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.environment(), stdout=pipe, stderr=subprocess.STDOUT, text=True
+        )
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        process = self.start(*command)
+        output, _ = process.communicate()
+        assert (process.returncode != 0) == fails, f"{' '.join(command)} gave {process.returncode}:\n{output}"
+        return output
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", message)
+
+    def status(self) -> str:
+        return self.run("git", "status", "--porcelain")
+
+    def metrics(self, stage: str) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads((self.folder / "reports" / "metrics" / f"{stage}.json").read_text())
+        return values
+
+    def contents(self, *paths: str) -> dict[str, bytes]:
+        files = [file for path in paths for file in [self.folder / path, *(self.folder / path).rglob("*")]]
+        return {str(file.relative_to(self.folder)): file.read_bytes() for file in files if file.is_file()}
+
+
+finished_once = pytest.mark.xdist_group("finished")  # tests that share one finished project share a process
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project after its first `dvc repro`, committed."""
+    project = Project(tmp_path_factory.mktemp("finished"))
+    project.run("dvc", "repro")
+    project.commit("results")
+    return project
+
+
+@finished_once
+def test_every_stage_reports_and_the_numbers_agree(finished: Project) -> None:
+    prepare, encode, train = (finished.metrics(stage) for stage in ("prepare", "encode", "train"))
+    assert prepare["documents"] == prepare["kept"] + sum(prepare["rejected"].values()) + prepare["duplicates"]
+    assert finished.metrics("download")["bytes"] == prepare["train_bytes"] + prepare["validation_bytes"]
+    text_bytes = prepare["train_bytes"] + prepare["validation_bytes"]
+    separators = prepare["train_documents"] + prepare["validation_documents"] - 2
+    tokens = encode["train_tokens"] + encode["validation_tokens"] - separators
+    assert encode["bytes_per_token"] == pytest.approx(text_bytes / tokens, rel=0.02)
+    assert train["steps"] == 12
+    assert finished.metrics("evaluate")["bytes"] == prepare["validation_bytes"]
+    assert finished.metrics("sample")["samples"] == 4
+    assert finished.metrics("export")["max_abs_logit_difference"] < 1e-4
+
+
+@finished_once
+def test_the_second_repro_does_nothing(finished: Project) -> None:
+    assert finished.status() == ""
+    assert "up to date" in finished.run("dvc", "repro")
+    assert finished.status() == ""
+
+
+@finished_once
+def test_a_second_clone_makes_the_same_bytes(finished: Project, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    finished.run("git", "clone", "--quiet", str(finished.folder), str(clone))
+    project = Project.__new__(Project)
+    project.folder = clone
+    project.run("dvc", "repro")
+    assert project.status() == ""
+    assert project.contents(*OUTPUTS) == finished.contents(*OUTPUTS)
+
+
+@finished_once
+def test_dvc_shows_what_a_user_asks_for(finished: Project) -> None:
+    for stage in ("download", "prepare", "train_tokenizer", "encode", "train", "evaluate", "sample", "export"):
+        assert stage in finished.run("dvc", "dag")
+    assert "bits_per_byte" in finished.run("dvc", "metrics", "show")
+    finished.run("dvc", "plots", "show", "--out", "dvc_plots")
+    assert (finished.folder / "dvc_plots" / "index.html").exists()
+    assert "train.batch_size" in finished.run("dvc", "exp", "show", "--csv")
+
+
+@finished_once
+def test_the_run_is_in_mlflow(finished: Project) -> None:
+    code = (
+        "from mlflow import MlflowClient; c = MlflowClient('sqlite:///mlflow.db');"
+        "r, = c.search_runs([c.get_experiment_by_name('lmcore').experiment_id]);"
+        "print(r.info.status, r.data.metrics['val_loss'], len(c.list_artifacts(r.info.run_id, 'model')))"
+    )
+    status, val_loss, artifacts = finished.run("python", "-W", "ignore", "-c", code).split()[-3:]
+    assert status == "FINISHED"
+    assert float(val_loss) == pytest.approx(finished.metrics("train")["val_loss"], abs=1e-5)
+    assert int(artifacts) == 4
+
+
+@finished_once
+def test_experiments_run_only_what_they_change(finished: Project) -> None:
+    weights = finished.contents("models/gpt")
+    output = finished.run("dvc", "exp", "run", "-S", "sample.temperature=0.5")
+    assert "Running stage 'sample'" in output
+    assert "Running stage 'train'" not in output
+    assert finished.contents("models/gpt") == weights
+
+    output = finished.run("dvc", "exp", "run", "-S", "train.batch_size=8", "-S", "train.learning_rate=6e-05")
+    assert "Running stage 'train'" in output
+    assert "Running stage 'encode'" not in output
+    assert finished.metrics("train")["tokens"] == 12 * 8 * 16
+    assert finished.contents("models/gpt") != weights
+    finished.run("git", "checkout", "--quiet", "--", ".")
+    finished.run("dvc", "checkout", "--quiet")
+    assert finished.contents("models/gpt") == weights
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+    """At most two minutes, and no longer than `process` lives."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process is None or process.poll() is None, "the process ended too early"
+        assert time.monotonic() < deadline, "it did not happen within two minutes"
+        time.sleep(0.02)
+
+
+def find_child(parent: int, name: str) -> int:
+    """The process below `parent` whose command line holds `name`."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status, command = (folder / "stat").read_text(), (folder / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(status.rpartition(")")[2].split()[1]) == parent and name.encode() in command:
+            return int(folder.name)
+    raise AssertionError(f"process {parent} has no child {name}")
+
+
+@pytest.mark.parametrize("victim", ["trainer", "dvc"])
+def test_killed_in_training_it_goes_on_bit_for_bit(tmp_path: Path, victim: str) -> None:
+    long = {**SMALL, "train": {**SMALL["train"], "max_steps": 300, "checkpoint_every_steps": 20}}
+    whole, killed = Project(tmp_path / "whole", long), Project(tmp_path / "killed", long)
+    whole.run("dvc", "repro", "train")
+
+    process = killed.start("dvc", "repro", "train")
+    wait_until(lambda: any((killed.folder / "runs").glob("*/checkpoints/step-*.json")), process)
+    trainer = find_child(process.pid, "stages.train")
+    os.kill(trainer if victim == "trainer" else process.pid, signal.SIGKILL)
+    process.communicate()
+    if victim == "dvc":  # the trainer notices, saves and leaves
+        wait_until(lambda: not Path(f"/proc/{trainer}").exists())
+    assert not (killed.folder / "models" / "gpt").exists()
+
+    assert "going on from step" in killed.run("dvc", "repro", "train")
+    assert killed.contents("models/gpt", "reports", "dvc.lock") == whole.contents("models/gpt", "reports", "dvc.lock")
+
+
+@finished_once
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": {"batch_sise": 8}}, "train.batch_sise=8: unknown key, did you mean train.batch_size?"),
+        ({"train": {"max_steps": 2.5}}, "train.max_steps=2.5: must be"),
+        ({"model": {"n_heads": 5}}, "model.d_model=32: must be divisible by model.n_heads=5"),
+        ({"model": {"context_length": 100_000}}, "context_length"),
+    ],
+)
+def test_a_mistake_is_one_line_and_changes_nothing(
+    finished: Project, tmp_path: Path, change: dict[str, dict[str, Any]], message: str
+) -> None:
+    project = tmp_path / "mistaken"
+    shutil.copytree(finished.folder, project, symlinks=True)
+    mistaken = Project.__new__(Project)
+    mistaken.folder = project
+    yaml = YAML()
+    params = yaml.load(project / "params.yaml")
+    for section, values in change.items():
+        params[section].update(values)
+    yaml.dump(params, project / "params.yaml")
+    before = mistaken.contents("models", "reports")
+    output = mistaken.run("python", "-m", "stages.train", fails=True)
+    assert output.splitlines()[-1].startswith("error: ")
+    assert message in output
+    assert "Traceback" not in output
+    assert mistaken.contents("models", "reports") == before
+
+
+def test_blocks_of_gpt2_go_the_whole_way(tmp_path: Path) -> None:
+    project = Project(tmp_path, {**SMALL, "model": GPT2_MODEL.model_dump(), "train_tokenizer": {"kind": "char"}})
+    project.run("dvc", "repro")
+    assert project.metrics("export")["architecture"] == "GPT2LMHeadModel"
+    assert project.metrics("export")["max_abs_logit_difference"] < 1e-4

@@ -1,0 +1,56 @@
+"""The training curve: the same bytes, a small file, and a picture whatever the run's length."""
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from lmcore.plots import average, draw_training, select
+
+
+def training_rows(count: int, evaluate_every: int) -> list[dict[str, Any]]:
+    """Rows of a run whose losses fall like 1/step."""
+    return [
+        {
+            "step": step,
+            "tokens": 8192 * step,
+            "train_loss": 2 + 6 / step,
+            "val_loss": 2.1 + 6 / step if step % evaluate_every == 0 else None,
+            "learning_rate": 1e-3 * (1 - step / (count + 1)),
+            "gradient_norm": 1.0,
+        }
+        for step in range(1, count + 1)
+    ]
+
+
+def test_same_rows_same_bytes(tmp_path: Path) -> None:
+    rows = training_rows(50, 10)
+    draw_training(rows, tmp_path / "first.svg")
+    draw_training(rows, tmp_path / "second.svg")
+    assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
+    draw_training(rows[:-1], tmp_path / "shorter.svg")
+    assert (tmp_path / "first.svg").read_bytes() != (tmp_path / "shorter.svg").read_bytes()
+
+
+@pytest.mark.parametrize(("count", "evaluate_every"), [(0, 1), (1, 1), (1, 2), (3, 2), (30_000, 7)])
+def test_any_run_is_a_small_valid_picture(tmp_path: Path, count: int, evaluate_every: int) -> None:
+    picture = tmp_path / "plots" / "training.svg"
+    draw_training(training_rows(count, evaluate_every), picture)
+    assert ElementTree.fromstring(picture.read_text()).tag == "{http://www.w3.org/2000/svg}svg"
+    assert picture.stat().st_size < 60_000
+
+
+@pytest.mark.parametrize("absent", [None, "", float("nan")])
+def test_absent_values_are_left_out(tmp_path: Path, absent: object) -> None:
+    rows = training_rows(20, 5)
+    draw_training(rows, tmp_path / "expected.svg")
+    draw_training([{**row, "val_loss": row["val_loss"] or absent} for row in rows], tmp_path / "found.svg")
+    assert (tmp_path / "expected.svg").read_bytes() == (tmp_path / "found.svg").read_bytes()
+
+
+def test_long_lines_are_thinned() -> None:
+    assert average([1, 2, 3, 4], [8, 6, 4, 2], 2) == ([1.5, 3.5], [7, 3])
+    assert select([1, 2, 3, 4], [8, 6, 4, 2], 2) == ([2, 4], [6, 2])
+    assert average([1, 2], [8, 6], 2) == select([1, 2], [8, 6], 2) == ([1, 2], [8, 6])
+    assert average([], [], 2) == select([], [], 2) == ([], [])

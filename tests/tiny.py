@@ -1,0 +1,61 @@
+"""Tiny parameters and texts for the tests."""
+
+import random
+
+from lmcore.model.gpt import ModelParams
+from lmcore.train.settings import TrainParams
+
+WORDS = "the cat sat on a mat and saw that dog run far away from its own small house".split()
+
+TINY_MODEL = ModelParams(
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    d_model=32,
+    d_ff=48,
+    context_length=16,
+    dropout=0.0,
+    norm="rmsnorm",
+    position="rope",
+    mlp="swiglu",
+    qk_norm=True,
+    bias=False,
+    tie_embeddings=True,
+)
+GPT2_MODEL = TINY_MODEL.model_copy(
+    update={
+        "n_kv_heads": None,
+        "d_ff": None,
+        "norm": "layernorm",
+        "position": "learned",
+        "mlp": "gelu",
+        "qk_norm": False,
+        "bias": True,
+    }
+)
+TINY_TRAIN = TrainParams(
+    seed=7,
+    batch_size=4,
+    max_steps=12,
+    optimizer="adamw",
+    learning_rate=0.01,
+    schedule="cosine",
+    warmup_steps=2,
+    min_learning_rate_ratio=0.1,
+    weight_decay=0.1,
+    beta1=0.9,
+    beta2=0.95,
+    grad_clip=1.0,
+    log_every=1,
+    eval_every=4,
+    eval_windows=8,
+    checkpoint_every_steps=3,
+    checkpoint_every_minutes=None,
+    keep_checkpoints=2,
+)
+
+
+def make_texts(count: int, seed: int) -> list[str]:
+    """Documents of some hundred characters, with a little structure to learn."""
+    source = random.Random(seed)
+    return [" ".join(source.choices(WORDS, k=source.randint(20, 60))) + ".\n" for _ in range(count)]

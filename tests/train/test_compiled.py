@@ -1,0 +1,53 @@
+"""A compiled step: the same bytes from every process, and the eager step's loss."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Several threads: only then does an addition in no fixed order show.
+PROGRAM = """
+import hashlib, sys
+import torch
+from tiny import TINY_MODEL, TINY_TRAIN
+from lmcore.hardware import Hardware
+from lmcore.model.gpt import GPT
+from lmcore.train.loop import accumulate_gradients
+from lmcore.train.optimizer import build_optimizer
+from lmcore.train.session import place_model
+
+hardware = Hardware("cpu", "cpu", "fp32", 16, compile=sys.argv[1] == "compiled", compile_reason="a test", threads=2)
+model = GPT(TINY_MODEL, 50, seed=1)
+forward = place_model(model, hardware)
+optimizer = build_optimizer(model, TINY_TRAIN)
+windows = torch.randint(50, (16, 17), generator=torch.Generator().manual_seed(1)).numpy()
+for step in range(4):
+    loss = accumulate_gradients(forward, windows, 1, step, hardware)
+    optimizer.step()
+    optimizer.zero_grad()
+weights = b"".join(weight.detach().numpy().tobytes() for weight in model.parameters())
+print(hashlib.sha256(weights).hexdigest(), loss.item())
+"""
+
+
+def train(mode: str) -> tuple[str, float]:
+    """The hash of the weights after a few steps in a process of their own, and the last loss."""
+    tests = Path(__file__).parents[1]
+    paths = os.pathsep.join([str(tests.parent), str(tests)])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", PROGRAM, mode]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    weights, loss = finished.stdout.split()
+    return weights, float(loss)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="compiling needs a C++ compiler")
+def test_compiled_is_deterministic_and_computes_the_same() -> None:
+    (first, loss), (second, _) = train("compiled"), train("compiled")
+    assert first == second
+    assert loss == pytest.approx(train("eager")[1], rel=1e-5)

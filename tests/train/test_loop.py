@@ -1,0 +1,184 @@
+"""Laws of training: how a batch is cut does not matter, how often it was interrupted neither."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import GPT2_MODEL, TINY_MODEL, TINY_TRAIN
+
+from lmcore.evaluate.loss import Loss, measure_loss
+from lmcore.hardware import Hardware
+from lmcore.model.gpt import GPT, ModelParams
+from lmcore.tokens.batches import Batches
+from lmcore.tokens.dataset import TokenDataset
+from lmcore.tracking import TrackedRun
+from lmcore.train.loop import TrainingError
+from lmcore.train.session import run_training
+from lmcore.train.settings import TrainParams
+
+
+def on_cpu(micro_batch_size: int = 4) -> Hardware:
+    return Hardware("cpu", "cpu", "fp32", micro_batch_size, compile=False, compile_reason="a test", threads=1)
+
+
+@contextmanager
+def untracked(_: TrackedRun) -> Iterator[None]:
+    yield
+
+
+class KilledError(Exception):
+    """Stands for a death between two lines of the loop."""
+
+
+class Training:
+    """One project folder in which a training is run, again and again if need be."""
+
+    def __init__(self, folder: Path, dataset: TokenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.dataset, self.monkeypatch = folder, dataset, monkeypatch
+        self.validations = 0
+        folder.mkdir(exist_ok=True)
+
+    def run(
+        self,
+        *,
+        params: TrainParams = TINY_TRAIN,
+        model_params: ModelParams = TINY_MODEL,
+        micro_batch_size: int = 4,
+        die_at_validation: int | None = None,
+        signal_at_validation: int | None = None,
+    ) -> GPT:
+        self.monkeypatch.chdir(self.folder)
+        self.monkeypatch.setenv("DVC_ROOT", str(self.folder))
+        model = GPT(model_params, self.dataset.train.vocab_size, params.seed)
+        batches = Batches(self.dataset.train, params.batch_size, model_params.context_length, params.seed)
+
+        def validate(trained: GPT) -> Loss:
+            self.validations += 1
+            if self.validations == signal_at_validation:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if self.validations == die_at_validation:
+                raise KilledError
+            lengths = self.dataset.tokenizer.byte_lengths
+            return measure_loss(trained, self.dataset.validation, lengths, params.eval_windows, 4)
+
+        hardware = on_cpu(micro_batch_size)
+        run_training(model, params, hardware, self.dataset, batches, validate=validate, track=untracked)
+        return model
+
+    @property
+    def run_folder(self) -> Path:
+        (folder,) = (path for path in (self.folder / "runs").iterdir() if path.is_dir() and "." not in path.name)
+        return folder
+
+    def steps(self) -> list[dict[str, float]]:
+        lines = (self.run_folder / "metrics.jsonl").read_text().splitlines()
+        return [{key: value for key, value in json.loads(line).items() if key != "machine"} for line in lines]
+
+
+@pytest.fixture
+def training(tmp_path: Path, dataset: TokenDataset, monkeypatch: pytest.MonkeyPatch) -> Training:
+    return Training(tmp_path / "project", dataset, monkeypatch)
+
+
+@pytest.fixture
+def other(tmp_path: Path, dataset: TokenDataset, monkeypatch: pytest.MonkeyPatch) -> Training:
+    return Training(tmp_path / "other", dataset, monkeypatch)
+
+
+def read_outputs(training: Training) -> dict[str, bytes]:
+    paths = [*training.folder.glob("models/gpt/*"), *training.folder.glob("reports/**/*.*")]
+    return {str(path.relative_to(training.folder)): path.read_bytes() for path in paths}
+
+
+def test_it_learns_and_writes_what_the_design_names(training: Training) -> None:
+    training.run()
+    first, last = training.steps()[0], training.steps()[-1]
+    assert last["val_loss"] < first["train_loss"] - 0.5
+    assert sorted(read_outputs(training)) == [
+        "models/gpt/config.json",
+        "models/gpt/lineage.json",
+        "models/gpt/model.safetensors",
+        "models/gpt/tokenizer.json",
+        "reports/metrics/train.json",
+        "reports/plots/training.csv",
+        "reports/plots/training.svg",
+    ]
+    metrics = json.loads((training.folder / "reports/metrics/train.json").read_text())
+    assert list(metrics) == ["steps", "tokens", "train_loss", "val_loss", "bits_per_byte"]
+    assert (metrics["steps"], metrics["tokens"]) == (12, 12 * 4 * 16)
+    summary = json.loads((training.run_folder / "summary.json").read_text())
+    assert {"seconds", "tokens_per_second", "peak_memory_bytes", "hardware"} == set(summary)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
+def test_the_micro_batch_does_not_change_the_result(training: Training, other: Training, micro_batch_size: int) -> None:
+    training.run()
+    other.run(micro_batch_size=micro_batch_size)
+    for whole, cut in zip(training.steps(), other.steps(), strict=True):
+        assert cut["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
+
+
+def test_two_runs_are_equal_byte_for_byte(training: Training, other: Training) -> None:
+    training.run()
+    torch.rand(5)  # whatever the process did before
+    other.run()
+    assert read_outputs(training) == read_outputs(other)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("death", [1, 2, 3])
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    training: Training, other: Training, death: int, dropout: float
+) -> None:
+    model_params = GPT2_MODEL.model_copy(update={"dropout": dropout})
+    training.run(model_params=model_params)
+    with pytest.raises(KilledError):
+        other.run(model_params=model_params, die_at_validation=death)
+    assert not (other.folder / "models").exists()
+    assert not (other.folder / "reports").exists()
+    other.run(model_params=model_params)
+    assert read_outputs(training) == read_outputs(other)
+    assert training.steps() == other.steps()
+
+
+def test_a_signal_saves_and_leaves_and_the_run_goes_on(training: Training, other: Training) -> None:
+    training.run()
+    with pytest.raises(SystemExit) as leaving:
+        other.run(signal_at_validation=1)
+    assert leaving.value.code == 128 + signal.SIGTERM
+    assert (other.run_folder / "checkpoints" / "step-00000004.json").exists()
+    other.run()
+    assert read_outputs(training) == read_outputs(other)
+
+
+def test_a_complete_run_asked_for_again_starts_afresh(training: Training) -> None:
+    training.run()
+    before, validations = read_outputs(training), training.validations
+    training.run()
+    assert training.validations == 2 * validations
+    assert read_outputs(training) == before
+    assert len(list((training.folder / "runs").glob("*.previous"))) == 1
+
+
+def test_another_seed_is_another_run(training: Training, other: Training) -> None:
+    training.run()
+    other.run(params=TINY_TRAIN.model_copy(update={"seed": 8}))
+    assert training.run_folder.name != other.run_folder.name
+    assert training.steps()[-1]["val_loss"] != other.steps()[-1]["val_loss"]
+
+
+def test_a_step_that_is_not_finite_is_not_made(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(model: GPT) -> GPT:
+        with torch.no_grad():
+            model.final_norm.weight.fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr("lmcore.train.session.place_model", lambda model, _: explode(model.train()))
+    with pytest.raises(TrainingError, match=r"step 1: the loss is nan, the run stopped.*lower train.learning_rate"):
+        training.run()
+    assert not (training.folder / "models").exists()
