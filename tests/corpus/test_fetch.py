@@ -149,15 +149,16 @@ with report_errors():
 
 
 def test_killed_for_real_and_resumed(web, tmp_path, cache):
-    url = web.put("/a.txt", BODY, pause=0.1)
+    url = web.put("/a.txt", BODY, pause=2.0)
     with run_apart(url, SHA256, tmp_path / "a.txt", cache) as process:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not any(path.stat().st_size for path in cache.glob("*.part")) and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     (partial,) = cache.glob("*.part")
     came = partial.stat().st_size
     assert 0 < came < len(BODY)
+    web.pages["/a.txt"].pause = 0.0
     fetch(url, SHA256, tmp_path / "a.txt", cache)
     assert (tmp_path / "a.txt").read_bytes() == BODY
     assert web.requests == [("/a.txt", None), ("/a.txt", f"bytes={came}-")]
@@ -177,6 +178,6 @@ def test_two_at_once_take_turns(web, tmp_path, cache):
 def test_a_file_that_does_not_fit_is_one_line(web, tmp_path, cache):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
     with run_apart(web.put("/a.txt", BODY), None, tmp_path / "a.txt", cache, limit) as process:
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
     assert errors == "error: the file would grow over the system's limit: raise it (ulimit -f)\n"
     assert process.returncode == 1

@@ -56,5 +56,5 @@ def test_a_trainer_does_not_outlive_its_dvc() -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert select.select([watch], [], [], 10)[0], "the child lives on"
+    assert select.select([watch], [], [], 50)[0], "the child lives on"
     os.close(watch)
