@@ -41,6 +41,10 @@ SYSTEM_REMEDIES = {
 }
 
 
+# Those that pass when somebody frees some space: training goes on meanwhile.
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
 @contextmanager
 def report_errors() -> Iterator[None]:
     """Turn a user's mistake into one line on standard error and exit status 1, without a traceback."""

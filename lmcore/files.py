@@ -34,6 +34,7 @@ def write_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
+        _sync_folder(path.parent)
 
 
 @contextmanager
@@ -45,6 +46,15 @@ def write_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             path.rename(new.with_name("old"))
         new.rename(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a rename to the disk: without it a power cut may take it back, and keep what was done after it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

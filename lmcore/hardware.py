@@ -1,4 +1,4 @@
-"""What this machine runs: a profile, explicit requests on top, and what was resolved with its reasons.
+"""What a run uses of the machine: a profile, explicit requests on top, and what was resolved with its reasons.
 
 A request changes speed and rounding only: the batches, their order and the loss stay those of the science parameters.
 """
@@ -9,23 +9,36 @@ import shutil
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 
 from lmcore.errors import ParameterError
+from lmcore.machine import DTYPES, claims_bf16, count_cores, measure_cpu_rates, total_memory
 from lmcore.params import Int, Section, parse_section
+from lmcore.progress import warn
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Sharding = Literal["replicate", "full"]
+AutoOrCount = Literal["auto"] | Annotated[Int, Field(ge=1)]
 
-# Tokens that one forward and backward pass takes at once where micro_batch_size is empty. Activations of a 10M to
-# 100M model then stay within 2 GB; larger batches are accumulated.
+# Tokens that one forward and backward pass takes at once where micro_batch_size is auto, and memory allows: more bring
+# no speed. Larger batches are accumulated.
 MICRO_BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536, "mps": 16_384}
 
 # Work (floating-point operations of the whole run) above which compiling is worth its 20 to 60 seconds.
 COMPILE_PAYS_FLOPS = {"cpu": 3e13, "cuda": 1e16}
+
+# The rows of `profiles` for one card, and from how many bytes they are meant: a card sold as 24 GB shows 25.3e9.
+CARD_PROFILES = [("gpu-80gb", 80e9), ("gpu-24gb", 24e9), ("gpu-12gb", 12e9), ("gpu-6gb", 0)]
+LOW_MEMORY = 8 << 30  # bytes: a computer sold with 8 GiB shows less
+
+# Compute capabilities at which NVIDIA's cards got tensor cores for fp16 (Volta) and for bf16 (Ampere). ROCm counts from
+# 9 (gfx90a is 9.0), so that its cards always pass.
+FP16_CAPABILITY, BF16_CAPABILITY = (7, 0), (8, 0)
+TRITON_CAPABILITY = (7, 0)  # torch/_inductor/exc.py, GPUTooOldForTriton
 
 
 class HardwareParams(Section):
@@ -33,35 +46,50 @@ class HardwareParams(Section):
 
     profile: str
     device: Device | None
-    precision: Precision | None
-    micro_batch_size: Int | None = Field(ge=1)
+    precision: Literal["auto"] | Precision | None
+    micro_batch_size: AutoOrCount | None
     compile: Literal["auto"] | bool | None
+    activation_checkpointing: bool | None
+    processes: AutoOrCount | None
+    sharding: Sharding | None
 
 
 class Profile(Section):
     """One row of the `profiles` table of params.yaml."""
 
     device: Device
-    precision: Precision
-    micro_batch_size: Int | None = Field(ge=1)
+    precision: Literal["auto"] | Precision
+    micro_batch_size: AutoOrCount
     compile: Literal["auto"] | bool
+    activation_checkpointing: bool
+    processes: AutoOrCount
+    sharding: Sharding
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a run really uses."""
+    """What a run really uses; each process has `threads` and takes `micro_batch_size` sequences at once.
+
+    A micro-batch that was asked for is kept; another is an upper limit for `lmcore.train.memory.fit_to_memory`.
+    """
 
     profile: str
     device: str
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     micro_batch_size: int
     compile: bool
     compile_reason: str
     threads: int
+    precision_reason: str = "as asked"
+    micro_batch_asked: bool = True
+    activation_checkpointing: bool = False
+    processes: int = 1
+    sharding: Sharding = "replicate"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass at this precision; weights and their sums stay fp32."""
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+        enabled = self.precision != "fp32"
+        return torch.autocast(self.device, DTYPES[self.precision] if enabled else None, enabled=enabled)
 
     def describe(self) -> dict[str, Any]:
         """Every field, and the names of the devices, for summary.json and the tracker."""
@@ -81,39 +109,117 @@ def resolve_hardware(
     Raises ParameterError for an unknown profile or for something that this machine does not have.
     """
     profiles = params.get("profiles") or {}
-    name = detect_profile() if request.profile == "auto" else request.profile
+    name = detect_profile(request.device or "auto") if request.profile == "auto" else request.profile
     if name not in profiles:
         raise ParameterError(f"hardware.profile={name!r}: must be auto or a row of profiles: {', '.join(profiles)}")
     row = parse_section(Profile, f"profiles.{name}", profiles[name])
-    device = _resolve_device(request.device or row.device)
-    asked = row.compile if request.compile is None else request.compile
-    compiled, reason = _resolve_compile(asked, device, training_flops)
+    asked = row.model_copy(
+        update={key: value for key in row.model_fields if (value := getattr(request, key)) is not None}
+    )
+    device = _resolve_device(asked.device)
+    precision, precision_reason = resolve_precision(asked.precision, device)
+    compiled, compile_reason = _resolve_compile(asked.compile, device, precision, training_flops)
+    processes = _resolve_processes(asked.processes, device, batch_size)
+    wanted, most = asked.micro_batch_size, -(-batch_size // processes)
+    comfortable = max(1, MICRO_BATCH_TOKENS[device] // context_length)
     return Hardware(
         profile=name,
         device=device,
-        precision=_resolve_precision(request.precision or row.precision, device),
-        micro_batch_size=min(
-            batch_size,
-            request.micro_batch_size or row.micro_batch_size or max(1, MICRO_BATCH_TOKENS[device] // context_length),
-        ),
+        precision=precision,
+        micro_batch_size=min(most, comfortable if wanted == "auto" else wanted),
         compile=compiled,
-        compile_reason=reason,
-        threads=torch.get_num_threads(),
+        compile_reason=compile_reason,
+        threads=max(1, count_cores() // processes) if device == "cpu" and processes > 1 else torch.get_num_threads(),
+        precision_reason=precision_reason,
+        micro_batch_asked=wanted != "auto",
+        activation_checkpointing=asked.activation_checkpointing,
+        processes=processes,
+        sharding=asked.sharding,
     )
 
 
-def detect_profile() -> str:
-    """`gpu`, `mps`, `cpu-bf16` (a processor with bfloat16 matrix instructions) or `cpu`."""
-    device = _resolve_device("auto")
+def detect_profile(wanted: Device = "auto") -> str:
+    """The row of `profiles` for this machine: by its cards and their memory, else by its processor and memory."""
+    device = _resolve_device(wanted)
+    if device == "cuda":
+        if torch.cuda.device_count() > 1:
+            return "multi-gpu"
+        return next(name for name, least in CARD_PROFILES if total_memory("cuda") >= least)
+    if device == "mps":
+        return "mps"
+    if total_memory("cpu") <= LOW_MEMORY:
+        return "cpu-low"
+    return "cpu-amx" if _cpu_prefers_bf16() else "cpu"
+
+
+def resolve_precision(request: Literal["auto"] | Precision, device: str) -> tuple[Precision, str]:
+    """What is computed in, and why. Weights and their updates are fp32 in every case.
+
+    | device                            | auto | fp32          | bf16                | fp16                          |
+    |-----------------------------------|------|---------------|---------------------|-------------------------------|
+    | cpu, bf16 products measured faster| bf16 | yes           | yes                 | refused: slower than both     |
+    | cpu, any other                    | fp32 | yes           | slow, with a warning| refused                       |
+    | cuda, capability 8.0+, and ROCm   | bf16 | TF32 products | yes                 | yes, the loss is scaled       |
+    | cuda, 7.x                         | fp16 | yes           | refused             | yes, the loss is scaled       |
+    | cuda, below                       | fp32 | yes           | refused             | refused                       |
+    | mps                               | fp32 | yes           | refused             | refused                       |
+
+    Raises ParameterError for what is refused.
+    """
+    if request == "auto":
+        return _fastest_precision(device)
+    refusal = _refuse_precision(request, device)
+    if refusal:
+        raise ParameterError(f"hardware.precision={request!r}: {refusal}; set hardware.precision=auto")
+    if request == "bf16" and device == "cpu" and not _cpu_prefers_bf16():
+        warn(f"hardware.precision='bf16' is slow on this processor: {_compare_rates()}; auto takes fp32")
+    return request, "as asked"
+
+
+def _fastest_precision(device: str) -> tuple[Precision, str]:
     if device == "cpu":
-        return "cpu-bf16" if _cpu_multiplies_bf16() else "cpu"
-    return {"cuda": "gpu", "mps": "mps"}[device]
+        if not claims_bf16():
+            return "fp32", "the processor has no instructions for bf16 products"
+        return "bf16" if _cpu_prefers_bf16() else "fp32", _compare_rates()
+    if device == "mps":
+        return "fp32", "nothing else is tried on mps"
+    capability = _compute_capability()
+    shown = "compute capability {}.{}".format(*capability)
+    if capability >= BF16_CAPABILITY:
+        return "bf16", f"{shown} has it"
+    if capability >= FP16_CAPABILITY:
+        return "fp16", f"{shown} has no bf16"
+    return "fp32", f"{shown} has no tensor cores"
 
 
-def _cpu_multiplies_bf16() -> bool:
-    """Without these instructions bfloat16 is slower than fp32: 1.2 against 120 GFLOP/s on a two-core AVX2 machine."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+def _refuse_precision(request: Precision, device: str) -> str | None:
+    """Why this device does not compute in `request`, or None if it does."""
+    if device == "cuda":
+        least = {"fp32": (0, 0), "fp16": FP16_CAPABILITY, "bf16": BF16_CAPABILITY}[request]
+        capability = _compute_capability()
+        if capability < least:
+            return "needs compute capability {}.{}, this card has {}.{}".format(*least, *capability)
+    if (device, request) in {("cpu", "fp16"), ("mps", "fp16"), ("mps", "bf16")}:
+        return f"not on device {device}"
+    return None
+
+
+def _compute_capability() -> tuple[int, int]:
+    """The oldest card's: all processes compute alike."""
+    return min(torch.cuda.get_device_capability(card) for card in range(torch.cuda.device_count()))
+
+
+def _cpu_prefers_bf16() -> bool:
+    """By its instructions and by trial: an emulator may claim what it does slowly."""
+    if not claims_bf16():
+        return False
+    fp32, bf16 = measure_cpu_rates()
+    return bf16 > fp32
+
+
+def _compare_rates() -> str:
+    fp32, bf16 = measure_cpu_rates()
+    return f"measured {bf16 / 1e9:.3g} GFLOP/s in bf16, {fp32 / 1e9:.3g} in fp32, on one core"
 
 
 def _resolve_device(request: Device) -> str:
@@ -125,27 +231,53 @@ def _resolve_device(request: Device) -> str:
     return request
 
 
-def _resolve_precision(request: Precision, device: str) -> Literal["fp32", "bf16"]:
-    fast = {"cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(), "cpu": _cpu_multiplies_bf16()}
-    if request == "auto":
-        return "bf16" if fast.get(device, False) else "fp32"
-    if request == "bf16" and device == "mps":
-        raise ParameterError("hardware.precision='bf16': not on device mps; set hardware.precision=fp32")
-    return request
-
-
-def _resolve_compile(request: Literal["auto"] | bool, device: str, flops: float) -> tuple[bool, str]:
+def _resolve_compile(
+    request: Literal["auto"] | bool, device: str, precision: Precision, flops: float
+) -> tuple[bool, str]:
     """Whether to compile the training step, and why."""
-    if request != "auto":
-        return request, "as asked"
-    if device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        return False, "no C++ compiler found"
+    if request is False:
+        return False, "as asked"
+    obstacle = _explain_uncompilable(device)
+    if request is True:
+        if obstacle:
+            raise ParameterError(f"hardware.compile=true: {obstacle}; set hardware.compile=auto")
+        return True, "as asked"
+    if obstacle:
+        return False, obstacle
     # On two AVX2 cores in fp32 a 1M model's step is matrix products: 9,060 tokens/s compiled, 8,800 to 10,900 eager.
-    if device == "mps" or (device == "cpu" and not _cpu_multiplies_bf16()):
-        return False, f"eager is as fast on this {device}"
+    if device == "mps" or (device == "cpu" and precision != "bf16"):
+        return False, f"eager is as fast in {precision} on this {device}"
     if flops < COMPILE_PAYS_FLOPS[device]:
         return False, f"{flops:.0e} operations are too few to win back the compilation"
     return True, f"{flops:.0e} operations win back the compilation"
+
+
+def _explain_uncompilable(device: str) -> str | None:
+    """What torch.compile lacks here, or None."""
+    if device == "cpu" and not shutil.which(compiler := os.environ.get("CXX", "g++")):
+        return f"no C++ compiler found ({compiler})"
+    if device == "cuda" and _compute_capability() < TRITON_CAPABILITY:
+        return "Triton needs compute capability {}.{}, this card has {}.{}".format(
+            *TRITON_CAPABILITY, *_compute_capability()
+        )
+    return None
+
+
+def _resolve_processes(request: AutoOrCount, device: str, batch_size: int) -> int:
+    """Processes on this machine: `auto` is one per card, and each must have a sequence of the batch."""
+    cards = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device)
+    if request == "auto":
+        return min(cards or 1, batch_size)
+    if cards and request > cards:
+        raise ParameterError(
+            f"hardware.processes={request}: device {device} has room for {cards}; set hardware.processes=auto"
+        )
+    if request > batch_size:
+        raise ParameterError(
+            f"hardware.processes={request}: each needs a sequence of train.batch_size={batch_size}; "
+            f"set hardware.processes={batch_size} or less"
+        )
+    return request
 
 
 def peak_memory_bytes() -> int:

@@ -4,22 +4,32 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lmcore.errors import FULL_DISK
 
 PLAIN_LINE_SECONDS = 10.0
 
 
 def say(line: str) -> None:
     """One line of information on standard output, at once."""
-    print(line, flush=True)
+    _print(line, sys.stdout)
 
 
 def warn(line: str) -> None:
     """One line about something that went on differently than asked, on standard error."""
-    print(f"warning: {line}", file=sys.stderr, flush=True)
+    _print(f"warning: {line}", sys.stderr)
+
+
+def _print(line: str, stream: TextIO) -> None:
+    try:
+        print(line, file=stream, flush=True)
+    except OSError as error:  # the stream is a file on a full disk: a training that survives it needs no witness
+        if error.errno not in FULL_DISK:
+            raise
 
 
 class TrainingProgress:
@@ -29,7 +39,7 @@ class TrainingProgress:
     so is the first step, which may compile.
     """
 
-    def __init__(self, first_step: int, max_steps: int, tokens_per_step: int) -> None:
+    def __init__(self, first_step: int, max_steps: int, tokens_per_step: int, *, shown: bool = True) -> None:
         self.max_steps, self.tokens_per_step = max_steps, tokens_per_step
         self.resumed: float | None = None
         self.timed_seconds, self.timed_steps = 0.0, 0
@@ -43,7 +53,7 @@ class TrainingProgress:
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (shown and console.is_terminal),
         )
         self.task = self.bar.add_task("train", total=max_steps, completed=first_step, text="")
 

@@ -3,36 +3,37 @@
 from functools import partial
 from pathlib import Path
 
+from lmcore.distributed import join_world, launch
 from lmcore.errors import report_errors
 from lmcore.evaluate.loss import Loss, measure_loss
-from lmcore.hardware import HardwareParams, resolve_hardware
+from lmcore.hardware import HardwareParams
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.params import read_params, read_section
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import open_dataset
 from lmcore.tracking import track_run
-from lmcore.train.session import run_training
+from lmcore.train.initial import load_initial_weights
+from lmcore.train.session import plan_hardware, run_training
 from lmcore.train.settings import TrainParams
 
 
 def main() -> None:
-    params = read_section(TrainParams, "train")
-    model_params = read_section(ModelParams, "model")
-    request, settings = read_section(HardwareParams, "hardware"), read_params()
-    tokenizer = load_tokenizer(Path("models/tokenizer"))
-    model = GPT(model_params, tokenizer.vocab_size, params.seed)
-    flops = params.estimate_flops(model.count_parameters(), model_params.context_length)
-    hardware = resolve_hardware(request, settings, params.batch_size, model_params.context_length, flops)
-    dataset = open_dataset(Path("data/tokens"), tokenizer)
-    batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
+    params, model_params = read_section(TrainParams, "train"), read_section(ModelParams, "model")
+    dataset = open_dataset(Path("data/tokens"), load_tokenizer(Path("models/tokenizer")))
+    hardware = plan_hardware(read_section(HardwareParams, "hardware"), read_params(), params, model_params, dataset)
+    launch(hardware.processes, "stages.train")
+    with join_world(hardware.device) as world:
+        model = GPT(model_params, dataset.tokenizer.vocab_size, params.seed)
+        origin = load_initial_weights(model, params.init_from, dataset.tokenizer)
+        batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
 
-    def validate(trained: GPT) -> Loss:
-        lengths = dataset.tokenizer.byte_lengths
-        return measure_loss(trained, dataset.validation, lengths, params.eval_windows, hardware.micro_batch_size)
+        def validate(trained: GPT) -> Loss:
+            lengths, rows = dataset.tokenizer.byte_lengths, hardware.micro_batch_size
+            return measure_loss(trained, dataset.validation, lengths, params.eval_windows, rows)
 
-    track = partial(track_run, settings=settings)
-    run_training(model, params, hardware, dataset, batches, validate=validate, track=track)
+        track = partial(track_run, settings=read_params())
+        run_training(model, params, hardware, dataset, batches, world, origin=origin, validate=validate, track=track)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def _sum_losses(model: GPT, windows: Iterable[np.ndarray], byte_lengths: np.ndar
         losses = []
         # One window's logits (T, V) at a time: those of a whole batch would be the largest thing in memory.
         for hidden, target in zip(model.hidden(rows[:, :-1]), rows[:, 1:], strict=True):
-            losses.append(F.cross_entropy(model.head(hidden).float(), target, reduction="none"))
+            losses.append(F.cross_entropy(model.logits(hidden).float(), target, reduction="none"))
         # In float64 on the CPU: Apple's devices have none.
         nats += torch.cat(losses).cpu().double().sum().item()
     return Loss(nats, tokens, text_bytes)

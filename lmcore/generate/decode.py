@@ -51,7 +51,7 @@ def generate(model: GPT, prompt: Sequence[int], pick: Pick, *, max_new_tokens: i
             cache.crop(0)
             unread = tokens[-(context_length // 2) :]
         hidden = model.hidden(torch.tensor([unread], device=device), cache)  # (1, T, D)
-        token = int(pick(model.head(hidden[:, -1])))
+        token = int(pick(model.logits(hidden[:, -1])))
         if token == end_of_text:
             return
         yield token

@@ -37,7 +37,9 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> GPT:
     config = read_json(folder / "config.json", REMEDY)
     if not isinstance(config, dict) or config.get("format") != FORMAT or not {"model", "vocab_size"} <= config.keys():
         raise ArtifactError(f"{folder}/config.json is not a model of format {FORMAT}: {REMEDY}")
-    model = GPT(parse_section(ModelParams, f"{folder}/config.json: model", config["model"]), config["vocab_size"])
+    model = GPT(
+        parse_section(ModelParams, f"{folder}/config.json: model", config["model"]), config["vocab_size"], seed=None
+    )
     path = folder / "model.safetensors"
     try:
         weights = load_file(path)

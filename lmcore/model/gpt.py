@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from lmcore.model.attention import attend
 from lmcore.model.cache import KeyValueCache
 from lmcore.params import Int, Section
 
@@ -32,10 +33,11 @@ class ModelParams(Section):
     dropout: float = Field(ge=0.0, lt=1.0)
     norm: Literal["layernorm", "rmsnorm"]
     position: Literal["learned", "rope"]
-    mlp: Literal["gelu", "swiglu"]
+    mlp: Literal["gelu", "swiglu", "relu2"]
     qk_norm: bool
     bias: bool
     tie_embeddings: bool
+    logit_softcap: float | None = Field(gt=0.0)
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
@@ -65,7 +67,7 @@ class ModelParams(Section):
         """Width inside the MLP: 4 D, or 8/3 D to the nearest 64 for SwiGLU, whose third matrix then costs nothing."""
         if self.d_ff:
             return self.d_ff
-        return 4 * self.d_model if self.mlp == "gelu" else max(64, round(self.d_model * 8 / 3 / 64) * 64)
+        return max(64, round(self.d_model * 8 / 3 / 64) * 64) if self.mlp == "swiglu" else 4 * self.d_model
 
 
 def build_norm(params: ModelParams, width: int) -> nn.Module:
@@ -114,36 +116,31 @@ class Attention(nn.Module):
         if cache is not None:
             mask = cache.mask(time)
             key, value = cache.append(self.layer, key, value)  # (B, K, past + T, W)
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and time > 1,
-            enable_gqa=self.kv_heads != self.n_heads,
-        )
+        mixed = attend(query, key, value, mask=mask, dropout=self.dropout if self.training else 0.0)
         projected: Tensor = self.projection(mixed.transpose(1, 2).reshape(batch, time, width))
         return projected
 
 
 class Mlp(nn.Module):
-    """GPT-2's two-layer GELU (tanh form), or SwiGLU (Shazeer, arXiv:2002.05202)."""
+    """GPT-2's two-layer GELU (tanh form), SwiGLU (arXiv:2002.05202), or Primer's squared ReLU (arXiv:2109.08668)."""
 
     def __init__(self, params: ModelParams) -> None:
         super().__init__()
-        self.gated = params.mlp == "swiglu"
-        self.up = nn.Linear(params.d_model, params.ff_width * (2 if self.gated else 1), params.bias)
+        self.kind = params.mlp
+        self.up = nn.Linear(params.d_model, params.ff_width * (2 if self.kind == "swiglu" else 1), params.bias)
         self.projection = nn.Linear(params.ff_width, params.d_model, params.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Each position of `x` (B, T, D) on its own, (B, T, D)."""
         hidden: Tensor = self.up(x)
-        if self.gated:
-            gate, hidden = hidden.chunk(2, dim=-1)
-            hidden = F.silu(gate) * hidden
-        else:
-            hidden = F.gelu(hidden, approximate="tanh")
+        match self.kind:
+            case "swiglu":
+                gate, hidden = hidden.chunk(2, dim=-1)
+                hidden = F.silu(gate) * hidden
+            case "relu2":
+                hidden = F.relu(hidden).square()
+            case _:
+                hidden = F.gelu(hidden, approximate="tanh")
         projected: Tensor = self.projection(hidden)
         return projected
 
@@ -169,7 +166,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A causal language model: embeddings, blocks, final norm, head."""
 
-    def __init__(self, params: ModelParams, vocab_size: int, seed: int = 0) -> None:
+    def __init__(self, params: ModelParams, vocab_size: int, seed: int | None = 0) -> None:
         super().__init__()
         self.params, self.vocab_size = params, vocab_size
         self.token_embedding = nn.Embedding(vocab_size, params.d_model)
@@ -181,7 +178,8 @@ class GPT(nn.Module):
         self.head = nn.Linear(params.d_model, vocab_size, bias=False)
         if params.tie_embeddings:
             self.head.weight = self.token_embedding.weight
-        self.initialise(seed)
+        if seed is not None:  # None: the weights come from elsewhere
+            self.initialise(seed)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -222,14 +220,30 @@ class GPT(nn.Module):
         normed: Tensor = self.final_norm(x)
         return normed
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The score of every token, (..., V), from the final hidden state (..., D)."""
+        scores: Tensor = self.head(hidden)
+        cap = self.params.logit_softcap
+        # Scores stay within the cap, smoothly (Gemma 2, arXiv:2408.00118).
+        return scores if cap is None else cap * torch.tanh(scores.float() / cap)
+
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, T, V) and, with `targets` (B, T), their mean cross-entropy in nats per token."""
-        logits = self.head(self.hidden(tokens, cache))
+        """Logits (B, T, V) and, with `targets` (B, T), their mean cross-entropy in nats per token.
+
+        Training uses `LanguageModelLoss`, which does without the logits of a whole batch.
+        """
+        logits = self.logits(self.hidden(tokens, cache))
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    @classmethod
+    def outline(cls, params: ModelParams, vocab_size: int) -> "GPT":
+        """The model's shapes without its weights, in no time and no memory."""
+        with torch.device("meta"):
+            return cls(params, vocab_size, seed=None)
 
     def count_parameters(self) -> int:
         """Trainable numbers, tied weights once."""

@@ -1,29 +1,25 @@
 """The training loop, as a story; everything beside it arrives as an argument."""
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from lmcore.errors import LmcoreError
-from lmcore.files import derive_seed
+from lmcore.distributed import World, split_batch
 from lmcore.hardware import Hardware, peak_memory_bytes
 from lmcore.model.gpt import GPT
 from lmcore.progress import TrainingProgress
 from lmcore.tokens.batches import Batches
 from lmcore.train.checkpoint import Checkpoints
+from lmcore.train.health import report_spike, require_few_skipped, require_finite
 from lmcore.train.interrupt import Interrupt
-from lmcore.train.optimizer import set_learning_rate
 from lmcore.train.run import Record, Run
-from lmcore.train.schedule import scale_learning_rate
+from lmcore.train.schedule import Schedule
 from lmcore.train.settings import TrainParams
+from lmcore.train.state import TrainState
+from lmcore.train.step import accumulate_gradients, update_weights
 
 
 class ValidationLoss(Protocol):
@@ -39,102 +35,80 @@ class ValidationLoss(Protocol):
 
 
 Validate = Callable[[GPT], ValidationLoss]
-Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-class TrainingError(LmcoreError):
-    """The run cannot go on: the cause, the step, and what is on disk."""
-
-
-@dataclass(frozen=True)
-class Trainee:
-    """What a step changes: the model, its (possibly compiled) forward, and the optimizer."""
-
-    model: GPT
-    forward: Forward
-    optimizer: Optimizer
 
 
 def train(
-    trainee: Trainee,
+    state: TrainState,
     batches: Batches,
+    schedule: Schedule,
     params: TrainParams,
     hardware: Hardware,
+    world: World,
     *,
     step: int,
     validate: Validate,
-    run: Run,
+    run: Run | None,
     checkpoints: Checkpoints,
     progress: TrainingProgress,
     interrupt: Interrupt,
 ) -> None:
-    """Train from `step` updates done to `params.max_steps`.
+    """Train from `step` updates done to the last one of `schedule`. `run` is None in all processes but the main one.
 
-    Raises TrainingError before an update that is not finite; leaves by SystemExit(128 + n) on signal n, state saved.
+    Raises TrainingError after too many updates that were not finite; leaves by SystemExit(128 + n) on signal n, state
+    saved.
     """
     saved_at = time.monotonic()
-    while step < params.max_steps:
-        learning_rate = params.learning_rate * scale_learning_rate(step, params)
-        set_learning_rate(trainee.optimizer, learning_rate)
-        loss = accumulate_gradients(trainee.forward, batches.at(step), params.seed, step, hardware)
-        norm = nn.utils.clip_grad_norm_(trainee.model.parameters(), params.grad_clip or float("inf"))
-        require_finite(loss.item(), "the loss", step + 1)
-        require_finite(norm.item(), "the gradient's norm", step + 1)
-        trainee.optimizer.step()
-        trainee.optimizer.zero_grad(set_to_none=True)
+    windows = load_windows(batches, step, hardware, world)
+    while step < schedule.steps:
+        learning_rate = schedule.learning_rate(step)
+        loss = accumulate_gradients(state, windows, step, params, hardware, world)
+        norm = update_weights(state, loss, learning_rate, params)
         step += 1
-        progress.count_step(step)
+        if step < schedule.steps:  # the next batch is on its way while the device works
+            windows = load_windows(batches, step, hardware, world)
+        is_last = step == schedule.steps
 
-        # Once in a while: validate, and log.
-        is_last = step == params.max_steps
+        # Once in a while: log, and validate.
         record: Record = {"step": step, "tokens": step * batches.tokens_per_step}
         if step % params.log_every == 0 or is_last:
+            require_few_skipped(state, params, step, loss, norm)
             record |= {"train_loss": loss.item(), "learning_rate": learning_rate, "gradient_norm": norm.item()}
+        progress.count_step(step)
         if step % params.eval_every == 0 or is_last:
-            with hardware.autocast():
-                measured = validate(trainee.model)
-            require_finite(measured.loss, "the validation loss", step)
-            record |= {"val_loss": measured.loss, "bits_per_byte": measured.bits_per_byte}
-        if len(record) > 2:
+            record |= measure(state, validate, hardware, step)
+        if len(record) > 2 and run is not None:
+            report_spike(run.records, record)
             run.log(record, tokens_per_second=progress.tokens_per_second, peak_memory_bytes=peak_memory_bytes())
             progress.show(record)
 
-        # Once in a while, at the end and when asked to leave: save.
-        if is_last or interrupt.signal or is_checkpoint_due(params, step, saved_at):
-            checkpoints.save(step, trainee.model, trainee.optimizer)
+        # Once in a while, at the end and when asked to leave: save. A checkpoint must not know more than the log.
+        leaves = world.any(interrupt.signal is not None)
+        if is_last or leaves or step == schedule.trunk or world.any(is_checkpoint_due(params, step, saved_at)):
+            require_few_skipped(state, params, step, loss, norm)
+            tensors = state.collect()
+            if run is not None and run.flush():
+                checkpoints.save(step, tensors, val_loss=record.get("val_loss"), is_trunk=step == schedule.trunk)
             saved_at = time.monotonic()
-        if interrupt.signal and not is_last:
-            raise SystemExit(128 + interrupt.signal)
+        if leaves and not is_last:
+            raise SystemExit(128 + (interrupt.signal or 0))
         progress.resume()
 
 
-def accumulate_gradients(
-    forward: Forward, windows: NDArray[np.int64], seed: int, step: int, hardware: Hardware
-) -> Tensor:
-    """Add the gradient of the batch's mean loss to the weights, one micro-batch at a time; return that loss.
-
-    `windows` (batch, time + 1): inputs and, shifted by one, targets. Each micro-batch counts by its share of the
-    tokens, so that the sum is the mean over the batch however it is cut.
-    """
-    # Dropout masks are a function of the step, hence the same after a resume.
-    torch.manual_seed(derive_seed(seed, step))
-    total = torch.zeros((), device=hardware.device)
-    for micro_batch in torch.from_numpy(windows).to(hardware.device).split(hardware.micro_batch_size):
-        with hardware.autocast():
-            _, loss = forward(micro_batch[:, :-1], micro_batch[:, 1:])
-        share = len(micro_batch) / len(windows)
-        (loss * share).backward()
-        total += loss.detach() * share
-    return total
+def load_windows(batches: Batches, step: int, hardware: Hardware, world: World) -> Tensor:
+    """The part of `step`'s batch that is this process's, on its device, (batch / processes, time + 1)."""
+    windows = torch.from_numpy(batches.at(step)[split_batch(batches.batch_size, world)])
+    if hardware.device == "cuda":
+        return windows.pin_memory().to("cuda", non_blocking=True)
+    return windows.to(hardware.device)
 
 
-def require_finite(value: float, name: str, step: int) -> None:
-    """Stop before a bad update reaches the weights, and before bad weights reach the disk."""
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"step {step}: {name} is {value}, the run stopped before it was saved; lower train.learning_rate or "
-            f"train.grad_clip, which starts another run"
-        )
+def measure(state: TrainState, validate: Validate, hardware: Hardware, step: int) -> Record:
+    """The validation loss of the weights, or of their moving average if there is one, as entries of a record."""
+    # As written: another batch size and no gradient would be compiled anew.
+    with state.averaged(), hardware.autocast(), torch.compiler.set_stance("force_eager"):
+        measured = validate(state.model)
+    require_finite(measured.loss, "the validation loss", step)
+    return {"val_loss": measured.loss, "bits_per_byte": measured.bits_per_byte}
 
 
 def is_checkpoint_due(params: TrainParams, step: int, saved_at: float) -> bool:

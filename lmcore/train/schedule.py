@@ -1,22 +1,75 @@
-"""The learning rate as a pure function of the step."""
+"""How long a run is, and its learning rate as a pure function of the step."""
 
 import math
+from dataclasses import dataclass
 
+from lmcore.errors import ParameterError
 from lmcore.train.settings import TrainParams
 
 
-def scale_learning_rate(step: int, params: TrainParams) -> float:
-    """The factor on the peak learning rate for update `step` (counted from 0).
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of each of `steps` updates."""
 
-    Linear warm-up over `warmup_steps` updates, then from 1 down to `min_learning_rate_ratio` at the last update:
-    along a cosine (Loshchilov & Hutter, arXiv:1608.03983), a line, or not at all.
+    params: TrainParams
+    steps: int
 
-        warmup_steps=2, max_steps=5, min_learning_rate_ratio=0, linear:  0.5  1.0  1.0  0.5  0.0
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of update `step` (counted from 0).
+
+        Linear warm-up over `warmup_steps` updates to `learning_rate`, then down to its `min_learning_rate_ratio` at
+        the last update: along a cosine (Loshchilov & Hutter, arXiv:1608.03983), a line, not at all, or not at all
+        before the last `decay_fraction` of the steps and along a line from there (wsd: warm-up, stable, decay;
+        Hu et al., arXiv:2404.06395).
+
+            warmup_steps=2, steps=5, min_learning_rate_ratio=0, linear:  0.5  1.0  1.0  0.5  0.0
+        """
+        return self.params.learning_rate * self._scale(step)
+
+    @property
+    def decay_start(self) -> int:
+        """The first step whose learning rate depends on how long the run is; up to there a longer run is the same."""
+        warmup = min(self.params.warmup_steps, self.steps)
+        match self.params.schedule:
+            case "constant":
+                return self.steps
+            case "wsd":
+                return max(warmup, self.steps - round(self.params.decay_fraction * self.steps))
+            case _:
+                return warmup
+
+    @property
+    def trunk(self) -> int | None:
+        """The step after which a longer run may branch off: the end of the constant learning rate, if there is one."""
+        return self.decay_start if self.params.schedule in ("wsd", "constant") else None
+
+    def _scale(self, step: int) -> float:
+        params, start = self.params, self.decay_start
+        if step < params.warmup_steps:
+            return (step + 1) / params.warmup_steps
+        if step < start or params.schedule == "constant":
+            return 1.0
+        progress = (step - start) / max(1, self.steps - 1 - start)
+        shape = 0.5 * (1 + math.cos(math.pi * progress)) if params.schedule == "cosine" else 1 - progress
+        return params.min_learning_rate_ratio + (1 - params.min_learning_rate_ratio) * shape
+
+
+def plan_schedule(params: TrainParams, context_length: int, train_tokens: int) -> Schedule:
+    """The schedule of a run over `train_tokens` tokens, as long as `max_steps`, `max_tokens` or `epochs` says.
+
+    The last step is a whole one: 1,000 tokens at 300 a step are 4 steps. Raises ParameterError for a warm-up that
+    would not end.
     """
-    if step < params.warmup_steps:
-        return (step + 1) / params.warmup_steps
-    if params.schedule == "constant":
-        return 1.0
-    progress = (step - params.warmup_steps) / max(1, params.max_steps - 1 - params.warmup_steps)
-    shape = 0.5 * (1 + math.cos(math.pi * progress)) if params.schedule == "cosine" else 1 - progress
-    return params.min_learning_rate_ratio + (1 - params.min_learning_rate_ratio) * shape
+    tokens = params.max_tokens if params.epochs is None else round(params.epochs * train_tokens)
+    steps = params.max_steps if tokens is None else math.ceil(tokens / (params.batch_size * context_length))
+    assert steps is not None
+    if params.warmup_steps >= steps:
+        raise ParameterError(
+            f"train.warmup_steps={params.warmup_steps}: must be below the run's {steps} steps, lower it or train longer"
+        )
+    return Schedule(params, steps)
+
+
+def estimate_flops(parameters: int, tokens: int) -> float:
+    """Floating-point operations of training: 6 per parameter and token (Kaplan et al., arXiv:2001.08361)."""
+    return 6.0 * parameters * tokens

@@ -1,38 +1,35 @@
 """One training run from start to outputs: build, restore, train, write."""
 
-import csv
-import io
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lmcore.files import project_root, write_folder, write_json, write_text
-from lmcore.hardware import Hardware, peak_memory_bytes
+from lmcore.distributed import World
+from lmcore.files import project_root
+from lmcore.hardware import Hardware, HardwareParams, peak_memory_bytes, resolve_hardware
 from lmcore.model.architecture import explain_misfit, hugging_face_architecture
-from lmcore.model.folder import save_model
-from lmcore.model.gpt import GPT
-from lmcore.plots import draw_training
+from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.loss import LanguageModelLoss
 from lmcore.progress import TrainingProgress, say, warn
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import TokenDataset
 from lmcore.tracking import TrackedRun
+from lmcore.train.branch import adopt_trunk
 from lmcore.train.checkpoint import Checkpoints
 from lmcore.train.interrupt import catch_signals, follow_parent
-from lmcore.train.loop import Forward, Trainee, Validate, train
-from lmcore.train.optimizer import build_optimizer
-from lmcore.train.run import Record, Run, open_run
+from lmcore.train.loop import Validate, train
+from lmcore.train.optimizer import build_optimizers
+from lmcore.train.outputs import MODEL_FOLDER, write_outputs
+from lmcore.train.run import Run, open_run, run_key
+from lmcore.train.schedule import Schedule, estimate_flops, plan_schedule
 from lmcore.train.settings import TrainParams
-
-MODEL_FOLDER = Path("models/gpt")
-METRICS_FILE = Path("reports/metrics/train.json")
-CURVE_FILE = Path("reports/plots/training.csv")
-PICTURE_FILE = Path("reports/plots/training.svg")
-CURVE_COLUMNS = ("step", "tokens", "train_loss", "val_loss", "learning_rate", "gradient_norm")
-CURVE_ROWS = 2000  # `dvc plots` inlines every row into its page
+from lmcore.train.sharding import distribute, gather_tensor
+from lmcore.train.state import TrainState
 
 Track = Callable[[TrackedRun], AbstractContextManager[None]]
 
@@ -43,124 +40,167 @@ def run_training(
     hardware: Hardware,
     dataset: TokenDataset,
     batches: Batches,
+    world: World,
     *,
+    origin: dict[str, Any],
     validate: Validate,
     track: Track,
 ) -> None:
     """Train, or go on training, and write models/gpt, the metrics and the curve.
 
-    The run is named by the parameters and by the data's fingerprints, not by the machine, so that it may go on
-    elsewhere. Nothing is written to models/ and reports/ before the run is at its end; until then, and after, its
-    state lies in runs/KEY.
+    The run is named by the parameters, by the data's fingerprints and by `origin` (what the weights were initialised
+    from, if not drawn), not by the machine, so that it may go on elsewhere. Nothing is written to models/ and reports/
+    before the run is at its end; until then, and after, its state lies in runs/KEY.
     """
     started = time.monotonic()
-    forward = place_model(model, hardware)
-    optimizer = build_optimizer(model, params)
+    schedule = plan_schedule(params, batches.context_length, dataset.train.tokens)
+    state = build_state(model, params, hardware, world)
     science = {"model": model.params.model_dump(), "train": params.model_dump()}
-    say(describe_training(model, params, hardware, dataset, batches))
-    if hugging_face_architecture(model.params) is None:
-        warn(f"the export stage will refuse this model: {explain_misfit(model.params)}")
+    identity = {**science, **dataset.fingerprints, **origin}
+    if world.is_main:
+        say(describe_training(model, schedule, hardware, dataset, batches, world))
+        if hugging_face_architecture(model.params) is None:
+            warn(f"the export stage will refuse this model: {explain_misfit(model.params)}")
     follow_parent()
-    with open_run(project_root() / "runs", {**science, **dataset.fingerprints}) as run, catch_signals() as interrupt:
-        checkpoints = Checkpoints(run.folder / "checkpoints", params.keep_checkpoints)
-        step = checkpoints.restore(model, optimizer)
-        say(f"run {run.key}: " + (f"going on from step {step}" if step else "starting"))
-        with track(TrackedRun(run.folder, science, hardware.describe(), dataset.fingerprints, MODEL_FOLDER)):
-            with TrainingProgress(step, params.max_steps, batches.tokens_per_step) as progress:
-                train(
-                    Trainee(model, forward, optimizer),
-                    batches,
-                    params,
-                    hardware,
-                    step=step,
-                    validate=validate,
-                    run=run,
-                    checkpoints=checkpoints,
-                    progress=progress,
-                    interrupt=interrupt,
-                )
-            write_outputs(run, model, science, dataset)
-        run.complete(
-            {
-                "seconds": round(time.monotonic() - started, 3),
-                "tokens_per_second": round(progress.tokens_per_second, 1),
-                "peak_memory_bytes": peak_memory_bytes(),
-                "hardware": hardware.describe(),
-            }
-        )
-
-
-def describe_training(
-    model: GPT, params: TrainParams, hardware: Hardware, dataset: TokenDataset, batches: Batches
-) -> str:
-    """What follows from the parameters, the data and the machine, each with its derivation."""
-    tokens = params.max_steps * batches.tokens_per_step
-    return "\n".join(
-        [
-            f"model: {model.count_parameters():,} parameters, vocabulary {model.vocab_size:,} (the tokenizer's)",
-            f"tokens: {params.max_steps:,} steps x {params.batch_size} sequences x {batches.context_length} tokens "
-            f"= {tokens:,}, or {tokens / dataset.train.tokens:.2f} epochs of {dataset.train.tokens:,}",
-            f"machine: profile {hardware.profile}, {hardware.device}, {hardware.precision}, "
-            f"{hardware.threads} threads, {hardware.micro_batch_size} of {params.batch_size} sequences at once, "
-            f"{'compiled' if hardware.compile else 'not compiled'} ({hardware.compile_reason})",
-        ]
+    adopt = partial(
+        adopt_trunk,
+        identity=identity,
+        schedule=schedule,
+        context_length=batches.context_length,
+        train_tokens=dataset.train.tokens,
     )
+    with enter_run(project_root() / "runs", identity, world, adopt) as (folder, run), catch_signals() as interrupt:
+        with Checkpoints(folder / "checkpoints", params.keep_checkpoints) as checkpoints:
+            step = restore(state, checkpoints, world)
+            if world.is_main:
+                say(f"run {folder.name}: " + (f"going on from step {step}" if step else "starting"))
+            tracked = TrackedRun(folder, science, hardware.describe(), dataset.fingerprints, MODEL_FOLDER)
+            with track(tracked) if world.is_main else nullcontext():
+                with TrainingProgress(step, schedule.steps, batches.tokens_per_step, shown=world.is_main) as progress:
+                    train(
+                        state,
+                        batches,
+                        schedule,
+                        params,
+                        hardware,
+                        world,
+                        step=step,
+                        validate=validate,
+                        run=run,
+                        checkpoints=checkpoints,
+                        progress=progress,
+                        interrupt=interrupt,
+                    )
+                checkpoints.finish()
+                with state.averaged():
+                    whole = gather_model(state)
+                if run is not None:
+                    write_outputs(run, whole, science, {**dataset.fingerprints, **origin}, dataset.tokenizer)
+        if run is not None:
+            run.complete(
+                {
+                    "seconds": round(time.monotonic() - started, 3),
+                    "tokens_per_second": round(progress.tokens_per_second, 1),
+                    "peak_memory_bytes": peak_memory_bytes(),
+                    "hardware": hardware.describe(),
+                }
+            )
 
 
-def place_model(model: GPT, hardware: Hardware) -> Forward:
-    """Put the model on its device and return its forward pass as training calls it."""
-    if hardware.device == "cpu":
+def build_state(model: GPT, params: TrainParams, hardware: Hardware, world: World) -> TrainState:
+    """Put the model on its device and make of it what a step needs: compiled, distributed, with its optimizers."""
+    if hardware.device == "cpu" or params.deterministic:
         # A compiled step adds the embedding's gradient atomically: three processes gave three different weights.
-        # With this they are equal, at no measurable cost.
+        # With this they are equal, at no measurable cost on a CPU.
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if hardware.device == "cuda":
         torch.set_float32_matmul_precision("high")
     model.to(hardware.device).train()
-    return torch.compile(model) if hardware.compile else model
-
-
-def write_outputs(run: Run, model: GPT, science: dict[str, Any], dataset: TokenDataset) -> None:
-    """The model folder, metrics and curve: a pure function of the weights, the records and the fingerprints."""
-    metrics = summarise(run.records)
-    with write_folder(MODEL_FOLDER) as folder:
-        lineage = {"run_key": run.key, "params": science, **dataset.fingerprints, "metrics": metrics}
-        save_model(folder, model, lineage)
-        dataset.tokenizer.save(folder)
-    write_json(METRICS_FILE, metrics)
-    rows = thin(run.records, CURVE_ROWS)
-    write_text(CURVE_FILE, format_curve(rows))
-    draw_training(rows, PICTURE_FILE)
-
-
-def summarise(records: list[Record]) -> dict[str, Any]:
-    """Steps, tokens and the last losses, rounded to what a reader can use."""
-    last = records[-1]
-    losses = {key: round(last[key], 6) for key in ("train_loss", "val_loss", "bits_per_byte")}
-    return {"steps": last["step"], "tokens": last["tokens"], **losses}
-
-
-def format_curve(rows: list[Record]) -> str:
-    """The records as CSV; a value that was not measured at a step is left empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, CURVE_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
-        for row in rows
+    objective = LanguageModelLoss(model)
+    if hardware.compile:
+        objective.compile_parts()
+    distributed = distribute(
+        objective,
+        world,
+        hardware.sharding,
+        hardware.device,
+        activation_checkpointing=hardware.activation_checkpointing,
     )
-    return text.getvalue()
+    muon_dtype = torch.float32 if hardware.precision == "fp32" else torch.bfloat16
+    optimizers = build_optimizers(model, params, muon_dtype)
+    return TrainState(
+        model, distributed, optimizers, ema=params.ema_decay is not None, fp16=hardware.precision == "fp16"
+    )
 
 
-def thin(records: list[Record], limit: int) -> list[Record]:
-    """At most about `limit` records, half of them validations, evenly spread; the last one is always there."""
-    validations = [record for record in records if "val_loss" in record]
-    others = [record for record in records if "val_loss" not in record]
-    kept = [*spread(validations, limit // 2), *spread(others, limit // 2)]
-    return sorted(kept, key=lambda record: record["step"])
+@contextmanager
+def enter_run(
+    runs: Path, identity: dict[str, Any], world: World, begin: Callable[[Path], None]
+) -> Iterator[tuple[Path, Run | None]]:
+    """The run's folder and, in the main process, which alone writes there, the run itself, locked."""
+    if world.is_main:
+        with open_run(runs, identity, begin) as run:
+            world.barrier()
+            yield run.folder, run
+    else:
+        world.barrier()
+        yield runs / run_key(identity), None
 
 
-def spread(records: list[Record], limit: int) -> list[Record]:
-    """At most `limit` of the records, every n-th counted from the last. With limit 2, 1 2 3 4 -> 2 4."""
-    stride = max(1, -(-len(records) // limit))
-    return records[::-stride][::-1]
+def restore(state: TrainState, checkpoints: Checkpoints, world: World) -> int:
+    """The step that the newest sound checkpoint has, its state put back; 0 without one."""
+    if not world.is_main:
+        world.barrier()  # the main process has passed over what is damaged
+    found = checkpoints.restore()
+    if world.is_main:
+        world.barrier()
+    if found is None:
+        return 0
+    step, tensors = found
+    state.restore(tensors)
+    return step
+
+
+def gather_model(state: TrainState) -> GPT:
+    """The model with all its weights in this process: itself unless it is sharded. All processes must call this."""
+    weights = {name: weight.detach() for name, weight in state.model.named_parameters()}
+    gathered = {name: gather_tensor(weight) for name, weight in weights.items()}
+    if all(gathered[name] is weight for name, weight in weights.items()):
+        return state.model
+    whole = GPT(state.model.params, state.model.vocab_size)
+    whole.load_state_dict(gathered, strict=False)  # a tied head is the embedding
+    return whole
+
+
+def describe_training(
+    model: GPT, schedule: Schedule, hardware: Hardware, dataset: TokenDataset, batches: Batches, world: World
+) -> str:
+    """What follows from the parameters, the data and the machine, each with its derivation."""
+    tokens = schedule.steps * batches.tokens_per_step
+    share = batches.batch_size // world.size
+    compiled = "compiled" if hardware.compile else "not compiled"
+    return "\n".join(
+        [
+            f"model: {model.count_parameters():,} parameters, vocabulary {model.vocab_size:,} (the tokenizer's)",
+            f"tokens: {schedule.steps:,} steps x {batches.batch_size} sequences x {batches.context_length} tokens "
+            f"= {tokens:,}, or {tokens / dataset.train.tokens:.2f} epochs of {dataset.train.tokens:,}",
+            f"machine: profile {hardware.profile}, {world.size} x {hardware.device}, {hardware.precision} "
+            f"({hardware.precision_reason}), {hardware.threads} threads, {hardware.micro_batch_size} of {share} "
+            f"sequences at once, {compiled} ({hardware.compile_reason})",
+        ]
+    )
+
+
+def plan_hardware(
+    request: HardwareParams,
+    settings: dict[str, Any],
+    params: TrainParams,
+    model_params: ModelParams,
+    dataset: TokenDataset,
+) -> Hardware:
+    """What the run will use of this machine. Raises ParameterError for what it has not, or if the run cannot fit."""
+    context, vocab_size = model_params.context_length, dataset.tokenizer.vocab_size
+    tokens = plan_schedule(params, context, dataset.train.tokens).steps * params.batch_size * context
+    flops = estimate_flops(GPT.outline(model_params, vocab_size).count_parameters(), tokens)
+    return resolve_hardware(request, settings, params.batch_size, context, flops)

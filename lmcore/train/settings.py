@@ -6,22 +6,32 @@ from pydantic import Field, model_validator
 
 from lmcore.params import Int, Section
 
+LENGTHS = ("max_steps", "max_tokens", "epochs")
+
 
 class TrainParams(Section):
     """The science of a run: everything that its numbers depend on besides the model's shape and the tokens."""
 
     seed: Int = Field(ge=0)
+    init_from: str | None
     batch_size: Int = Field(ge=1)
-    max_steps: Int = Field(ge=1)
-    optimizer: Literal["adamw"]
+    max_steps: Int | None = Field(ge=1)
+    max_tokens: Int | None = Field(ge=1)
+    epochs: float | None = Field(gt=0)
+    optimizer: Literal["adamw", "muon"]
     learning_rate: float = Field(gt=0)
-    schedule: Literal["cosine", "linear", "constant"]
+    schedule: Literal["cosine", "wsd", "linear", "constant"]
     warmup_steps: Int = Field(ge=0)
+    decay_fraction: float = Field(gt=0, le=1)
     min_learning_rate_ratio: float = Field(ge=0, le=1)
     weight_decay: float = Field(ge=0)
     beta1: float = Field(ge=0, lt=1)
     beta2: float = Field(ge=0, lt=1)
+    muon_momentum: float = Field(ge=0, lt=1)
     grad_clip: float | None = Field(gt=0)
+    ema_decay: float | None = Field(gt=0, lt=1)
+    max_skipped_steps: Int = Field(ge=0)
+    deterministic: bool
     log_every: Int = Field(ge=1)
     eval_every: Int = Field(ge=1)
     eval_windows: Int = Field(ge=1)
@@ -29,15 +39,13 @@ class TrainParams(Section):
     checkpoint_every_minutes: float | None = Field(gt=0)
     keep_checkpoints: Int = Field(ge=1)
 
-    def estimate_flops(self, parameters: int, context_length: int) -> float:
-        """Floating-point operations of the whole run: 6 per parameter and token (Kaplan et al., arXiv:2001.08361)."""
-        return 6.0 * parameters * self.max_steps * self.batch_size * context_length
-
     @model_validator(mode="after")
-    def _check_steps(self) -> Self:
-        if self.warmup_steps >= self.max_steps:
+    def _check_length(self) -> Self:
+        given = {name: value for name in LENGTHS if (value := getattr(self, name)) is not None}
+        if len(given) != 1:
+            found = ", ".join(f"train.{name}={value}" for name, value in given.items()) or "none is"
             raise ValueError(
-                f"train.warmup_steps={self.warmup_steps}: must be below train.max_steps={self.max_steps}, "
-                f"lower it or train longer"
+                f"{found} set: exactly one of train.max_steps, train.max_tokens and train.epochs says how long to "
+                f"train, leave the others empty"
             )
         return self

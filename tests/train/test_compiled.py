@@ -13,21 +13,19 @@ PROGRAM = """
 import hashlib, sys
 import torch
 from tiny import TINY_MODEL, TINY_TRAIN
+from lmcore.distributed import World
 from lmcore.hardware import Hardware
 from lmcore.model.gpt import GPT
-from lmcore.train.loop import accumulate_gradients
-from lmcore.train.optimizer import build_optimizer
-from lmcore.train.session import place_model
+from lmcore.train.session import build_state
+from lmcore.train.step import accumulate_gradients, update_weights
 
 hardware = Hardware("cpu", "cpu", "fp32", 16, compile=sys.argv[1] == "compiled", compile_reason="a test", threads=2)
-model = GPT(TINY_MODEL, 50, seed=1)
-forward = place_model(model, hardware)
-optimizer = build_optimizer(model, TINY_TRAIN)
-windows = torch.randint(50, (16, 17), generator=torch.Generator().manual_seed(1)).numpy()
+model = GPT(TINY_MODEL.model_copy(update={"context_length": 256}), 50, seed=1)
+state = build_state(model, TINY_TRAIN, hardware, World())
+windows = torch.randint(50, (16, 257), generator=torch.Generator().manual_seed(1))
 for step in range(4):
-    loss = accumulate_gradients(forward, windows, 1, step, hardware)
-    optimizer.step()
-    optimizer.zero_grad()
+    loss = accumulate_gradients(state, windows, step, TINY_TRAIN, hardware, World())
+    update_weights(state, loss, 0.01, TINY_TRAIN)
 weights = b"".join(weight.detach().numpy().tobytes() for weight in model.parameters())
 print(hashlib.sha256(weights).hexdigest(), loss.item())
 """

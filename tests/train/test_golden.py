@@ -8,13 +8,16 @@ import pytest
 import torch
 from tiny import GPT2_MODEL, TINY_MODEL, TINY_TRAIN
 
+from lmcore.distributed import World
 from lmcore.hardware import Hardware
 from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.loss import LanguageModelLoss
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import TokenDataset
-from lmcore.train.loop import accumulate_gradients
-from lmcore.train.optimizer import build_optimizer, set_learning_rate
-from lmcore.train.schedule import scale_learning_rate
+from lmcore.train.optimizer import build_optimizers
+from lmcore.train.schedule import plan_schedule
+from lmcore.train.state import TrainState
+from lmcore.train.step import accumulate_gradients, update_weights
 
 GOLDEN = {
     "modern": [5.5818, 4.0853, 3.3270, 3.1010],
@@ -26,15 +29,15 @@ MODELS = {"modern": TINY_MODEL, "gpt2": GPT2_MODEL}
 def train_losses(model_params: ModelParams, dataset: TokenDataset, micro_batch_size: int) -> list[float]:
     hardware = Hardware("cpu", "cpu", "fp32", micro_batch_size, compile=False, compile_reason="a test", threads=1)
     model = GPT(model_params, dataset.train.vocab_size, TINY_TRAIN.seed)
-    optimizer = build_optimizer(model, TINY_TRAIN)
+    state = TrainState(model, LanguageModelLoss(model), build_optimizers(model, TINY_TRAIN))
+    schedule = plan_schedule(TINY_TRAIN, model_params.context_length, dataset.train.tokens)
     batches = Batches(dataset.train, TINY_TRAIN.batch_size, model_params.context_length, TINY_TRAIN.seed)
     losses = []
-    for step in range(TINY_TRAIN.max_steps):
-        set_learning_rate(optimizer, TINY_TRAIN.learning_rate * scale_learning_rate(step, TINY_TRAIN))
-        losses.append(accumulate_gradients(model, batches.at(step), TINY_TRAIN.seed, step, hardware).item())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    for step in range(schedule.steps):
+        windows = torch.from_numpy(batches.at(step))
+        loss = accumulate_gradients(state, windows, step, TINY_TRAIN, hardware, World())
+        update_weights(state, loss, schedule.learning_rate(step), TINY_TRAIN)
+        losses.append(loss.item())
     return losses
 
 

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import GPT2_MODEL, TINY_MODEL, TINY_TRAIN
 
+from lmcore.distributed import World
 from lmcore.evaluate.loss import Loss, measure_loss
 from lmcore.hardware import Hardware
 from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.loss import LanguageModelLoss
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import TokenDataset
 from lmcore.tracking import TrackedRun
-from lmcore.train.loop import TrainingError
+from lmcore.train.health import TrainingError, report_spike
 from lmcore.train.session import run_training
 from lmcore.train.settings import TrainParams
 
@@ -67,7 +70,9 @@ class Training:
             return measure_loss(trained, self.dataset.validation, lengths, params.eval_windows, 4)
 
         hardware = on_cpu(micro_batch_size)
-        run_training(model, params, hardware, self.dataset, batches, validate=validate, track=untracked)
+        run_training(
+            model, params, hardware, self.dataset, batches, World(), origin={}, validate=validate, track=untracked
+        )
         return model
 
     @property
@@ -172,13 +177,86 @@ def test_another_seed_is_another_run(training: Training, other: Training) -> Non
     assert training.steps()[-1]["val_loss"] != other.steps()[-1]["val_loss"]
 
 
-def test_a_step_that_is_not_finite_is_not_made(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
-    def explode(model: GPT) -> GPT:
-        with torch.no_grad():
-            model.final_norm.weight.fill_(float("nan"))
-        return model
+class Poison:
+    """Makes the loss of some steps NaN, and with it every gradient."""
 
-    monkeypatch.setattr("lmcore.train.session.place_model", lambda model, _: explode(model.train()))
-    with pytest.raises(TrainingError, match=r"step 1: the loss is nan, the run stopped.*lower train.learning_rate"):
-        training.run()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+        self.calls = 0
+        score = LanguageModelLoss._score
+
+        def poisoned(objective: LanguageModelLoss, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return score(objective, hidden, targets) * (float("nan") if self.calls in steps else 1.0)
+
+        monkeypatch.setattr(LanguageModelLoss, "_score", poisoned)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_update_that_is_not_finite_changes_nothing(
+    training: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], optimizer: str
+) -> None:
+    params = TINY_TRAIN.model_copy(update={"optimizer": optimizer, "max_skipped_steps": 1, "keep_checkpoints": 99})
+    params = params.model_copy(update={"checkpoint_every_steps": 1})
+    Poison(monkeypatch, 5)
+    training.run(params=params)
+    states = {
+        step: load_file(training.run_folder / "checkpoints" / f"step-{step:08d}.safetensors") for step in (4, 5, 6)
+    }
+    assert states[4].keys() == states[5].keys()
+    same = {name for name in states[4] if torch.equal(states[4][name], states[5][name])}
+    assert states[4].keys() - same == {"skipped_steps"}
+    assert not torch.equal(states[5]["model/token_embedding.weight"], states[6]["model/token_embedding.weight"])
+    assert "step 5: 1 of at most 1 updates were not finite and not made" in capsys.readouterr().err
+
+
+def test_too_many_of_them_stop_the_run(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    Poison(monkeypatch, 5, 6)
+    params = TINY_TRAIN.model_copy(update={"max_skipped_steps": 1})
+    with pytest.raises(
+        TrainingError, match=r"step 6: 2 updates were not finite.*max_skipped_steps=1.*lower train.lear"
+    ):
+        training.run(params=params)
     assert not (training.folder / "models").exists()
+    steps = {path.stem for path in (training.run_folder / "checkpoints").glob("*.json")}
+    assert steps == {"step-00000003"}
+
+
+def test_a_loss_that_jumps_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    usual = [{"step": step, "train_loss": 2.0 + 0.01 * (step % 3)} for step in range(40)]
+    report_spike(usual, {"step": 40, "train_loss": 2.05})
+    assert not capsys.readouterr().err
+    report_spike(usual, {"step": 40, "train_loss": 3.0})
+    assert "step 40: the loss rose to 3.0000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_muon_and_the_moving_average_survive_a_kill(training: Training, other: Training, optimizer: str) -> None:
+    params = TINY_TRAIN.model_copy(update={"optimizer": optimizer, "ema_decay": 0.9, "schedule": "wsd"})
+    training.run(params=params)
+    with pytest.raises(KilledError):
+        other.run(params=params, die_at_validation=2)
+    other.run(params=params)
+    assert read_outputs(training) == read_outputs(other)
+    assert training.steps() == other.steps()
+
+
+def test_a_longer_run_branches_off_bit_for_bit(
+    training: Training, other: Training, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = TINY_TRAIN.model_copy(update={"schedule": "wsd"})
+    long = short.model_copy(update={"max_steps": 20})
+    other.run(params=long)
+    training.run(params=short)
+    run = training.run_folder.name
+    capsys.readouterr()
+    training.run(params=long)
+    assert f"branching off run {run}, which is the same up to step 6" in capsys.readouterr().out
+    assert read_outputs(training) == read_outputs(other)
+    (branch,) = (training.folder / "runs").glob("*/branch.json")
+    assert json.loads(branch.read_text()) == {"run_key": run, "step": 6}
+
+
+def test_a_cosine_run_has_no_trunk(training: Training, capsys: pytest.CaptureFixture[str]) -> None:
+    training.run()
+    training.run(params=TINY_TRAIN.model_copy(update={"max_steps": 20}))
+    assert "branching" not in capsys.readouterr().out

@@ -1,20 +1,31 @@
-"""The learning rate against torch's own schedulers and at its corners."""
+"""The learning rate against torch's own schedulers and at its corners, and how long a run is."""
+
+from typing import Any
 
 import pytest
 import torch
 from tiny import TINY_TRAIN
 
-from lmcore.train.schedule import scale_learning_rate
+from lmcore.errors import ParameterError
+from lmcore.params import parse_section
+from lmcore.train.schedule import Schedule, plan_schedule
 from lmcore.train.settings import TrainParams
 
+CONTEXT, TOKENS = 16, 1000  # tokens a window, and in the train split
 
-def schedule(**changes: object) -> list[float]:
-    params = TrainParams.model_validate({**TINY_TRAIN.model_dump(), **changes})
-    return [scale_learning_rate(step, params) for step in range(params.max_steps)]
+
+def plan(**changes: Any) -> Schedule:
+    params = parse_section(TrainParams, "train", {**TINY_TRAIN.model_dump(), "learning_rate": 1.0, **changes})
+    return plan_schedule(params, CONTEXT, TOKENS)
+
+
+def rates(**changes: Any) -> list[float]:
+    schedule = plan(**changes)
+    return [schedule.learning_rate(step) for step in range(schedule.steps)]
 
 
 def test_the_docstring_example() -> None:
-    scales = schedule(warmup_steps=2, max_steps=5, min_learning_rate_ratio=0.0, schedule="linear")
+    scales = rates(warmup_steps=2, max_steps=5, min_learning_rate_ratio=0.0, schedule="linear")
     assert scales == [0.5, 1.0, 1.0, 0.5, 0.0]
 
 
@@ -32,23 +43,61 @@ def test_against_torch(name: str) -> None:
         expected.append(theirs.get_last_lr()[0])
         optimizer.step()
         theirs.step()
-    ours = schedule(warmup_steps=0, max_steps=30, min_learning_rate_ratio=0.1, schedule=name)
+    ours = rates(warmup_steps=0, max_steps=30, min_learning_rate_ratio=0.1, schedule=name)
     assert ours == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant", "wsd"])
 def test_warm_up_rises_and_nothing_exceeds_the_peak(name: str) -> None:
-    scales = schedule(warmup_steps=10, max_steps=40, schedule=name)
+    scales = rates(warmup_steps=10, max_steps=40, schedule=name)
     assert scales[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert max(scales) == 1.0
     assert scales[-1] == (1.0 if name == "constant" else pytest.approx(0.1))
 
 
+def test_wsd_is_constant_and_then_a_line() -> None:
+    scales = rates(warmup_steps=2, max_steps=10, schedule="wsd", decay_fraction=0.5, min_learning_rate_ratio=0.0)
+    assert scales == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0])
+    assert plan(max_steps=10, schedule="wsd", decay_fraction=0.5).trunk == 5
+
+
+@pytest.mark.parametrize("name", ["constant", "wsd"])
+def test_up_to_the_trunk_a_longer_run_has_the_same_rates(name: str) -> None:
+    short, long = plan(max_steps=20, schedule=name), plan(max_steps=50, schedule=name, decay_fraction=0.1)
+    assert short.trunk
+    assert [short.learning_rate(step) for step in range(short.trunk)] == [
+        long.learning_rate(step) for step in range(short.trunk)
+    ]
+
+
+def test_only_a_constant_phase_makes_a_trunk() -> None:
+    assert plan(schedule="cosine").trunk is None
+    assert plan(schedule="linear").trunk is None
+    assert plan(schedule="constant").trunk == 12
+
+
 def test_one_step_is_a_schedule_too() -> None:
-    assert schedule(warmup_steps=0, max_steps=1) == [1.0]
-    assert schedule(warmup_steps=1, max_steps=2)[0] == 1.0
+    assert rates(warmup_steps=0, max_steps=1) == [1.0]
+    assert rates(warmup_steps=1, max_steps=2)[0] == 1.0
+    assert len(rates(warmup_steps=0, max_steps=1, schedule="wsd", decay_fraction=1.0)) == 1
 
 
-def test_warm_up_must_end() -> None:
-    with pytest.raises(ValueError, match=r"train.warmup_steps=12: must be below train.max_steps=12"):
-        schedule(warmup_steps=12)
+@pytest.mark.parametrize(
+    ("length", "steps"),
+    [({"max_steps": 7}, 7), ({"max_tokens": 640}, 10), ({"max_tokens": 641}, 11), ({"epochs": 2.0}, 32)],
+)
+def test_the_length_is_given_in_one_of_three_ways(length: dict[str, Any], steps: int) -> None:
+    assert plan(**{"max_steps": None, **length}).steps == steps  # 64 tokens a step
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        ({"max_steps": None}, "none is set: exactly one of train.max_steps, train.max_tokens and train.epochs"),
+        ({"epochs": 1.0}, "train.max_steps=12, train.epochs=1.0 set: exactly one of"),
+        ({"warmup_steps": 12}, "train.warmup_steps=12: must be below the run's 12 steps"),
+    ],
+)
+def test_a_length_that_is_none_is_refused(length: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        plan(**length)

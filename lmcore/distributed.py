@@ -1,0 +1,260 @@
+"""The processes of one training: how they start, find each other, agree, and end together.
+
+`launch` starts them on this machine; on several machines the user's own torchrun does. Either way each process reads
+its place from torchrun's environment variables.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its imports are conditional
+from torch.distributed.rendezvous import rendezvous
+
+from lmcore.errors import LmcoreError, ParameterError
+
+# Some cluster managers set RANK and MASTER_ADDR to mean machines: only all of them together are torchrun's.
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+MEETING = timedelta(minutes=10)  # until every process has found the others
+# A process that waits is no sign of trouble: the first one may be waiting for the run's lock, or writing. A dead one
+# shows at once, gloo reports its closed connection within 0.03 s, and its launcher ends the others.
+WAITING = timedelta(days=1)
+GRACE_SECONDS = 30.0  # torchrun's own: until processes that lost one of theirs are killed
+POLL_SECONDS = 0.1
+PEER_IS_GONE = re.compile(
+    r"gloo/transport.*(closed by peer|reset by peer|Broken pipe)|remote process exited|failed to (recv|send)", re.DOTALL
+)
+
+
+class LostProcessError(LmcoreError):
+    """A process of the run died without a word."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among the `size` that train as one; `local_rank` counts those on this machine.
+
+    Every method is a meeting: all processes call it, in the same order. Alone, it does nothing.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one process that writes and speaks."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """`tensor` with the sum over all processes put in its place, equal on each to the last bit."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so. Over gloo on the host: a GPU is neither used nor waited for."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def barrier(self) -> None:
+        """Go on when all have come here; on the host, as `any`."""
+        self.any(False)
+
+    def from_main(self, number: int) -> int:
+        """The main process's `number`, for what only one may decide: which checkpoint to go on from."""
+        if self.size == 1:
+            return number
+        numbers = torch.tensor(number)
+        dist.broadcast(numbers, src=0)
+        return int(numbers)
+
+
+def split_batch(batch_size: int, world: World) -> slice:
+    """Which windows of the one global batch are this process's. Of 6 over 3 processes, the second has 2 and 3.
+
+    All have equally many, so that the mean of their gradients is the batch's gradient. Raises ParameterError otherwise.
+    """
+    if batch_size % world.size:
+        fitting = max(number for number in range(1, world.size) if batch_size % number == 0)
+        raise ParameterError(
+            f"train.batch_size={batch_size}: must be divisible by the {world.size} processes that share it; set "
+            f"hardware.processes={fitting} (another batch size would be another training)"
+        )
+    share = batch_size // world.size
+    return slice(world.rank * share, (world.rank + 1) * share)
+
+
+def is_worker() -> bool:
+    """Whether torchrun, or `launch`, started this process as one of several. Raises ParameterError if in part."""
+    if "RANK" not in os.environ:
+        return False
+    missing = [name for name in TORCHRUN_VARIABLES if name not in os.environ]
+    if missing:
+        raise ParameterError(
+            f"RANK={os.environ['RANK']} is set in the environment, but not {', '.join(missing)}: start the processes "
+            f"with torchrun, which sets them all, or unset RANK"
+        )
+    return True
+
+
+@contextmanager
+def join_world(device: str) -> Iterator[World]:
+    """Meet the other processes, if there are any, and part from them at the end; `device` is cpu, cuda or mps.
+
+    An end in order (SystemExit too) waits for all. An error does not: the process that fails first raises it, the
+    others, who fail for want of that one, leave with status 1 and no word, so that a mistake stays one line.
+    Raises LostProcessError where another process was killed.
+    """
+    if not is_worker() or int(os.environ["WORLD_SIZE"]) == 1:
+        yield World()
+        return
+    store, rank, size = next(rendezvous("env://", timeout=MEETING))
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAITING)
+    world = World(rank, size, int(os.environ["LOCAL_RANK"]))
+    try:
+        if device == "cuda":
+            _take_gpu(world.local_rank)
+        try:
+            yield world
+        except SystemExit:
+            world.barrier()
+            raise
+        world.barrier()
+        dist.destroy_process_group()
+    except SystemExit:
+        dist.destroy_process_group()
+        raise
+    except BaseException as error:
+        is_first = _is_first_to_fail(store)
+        assert dist.group.WORLD is not None
+        dist.group.WORLD.abort()  # destroying it in order could wait for the dead
+        if not is_first:
+            raise SystemExit(1) from error
+        if PEER_IS_GONE.search(str(error)):
+            raise LostProcessError(_explain_loss(f"one of the {size} processes")) from error
+        raise
+
+
+def _take_gpu(local_rank: int) -> None:
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ParameterError(
+            f"process {local_rank + 1} of this machine has no GPU, it has {count}: set hardware.processes={count} "
+            f"(torchrun: --nproc-per-node={count})"
+        )
+    torch.cuda.set_device(local_rank)
+
+
+def _is_first_to_fail(store: TCPStore) -> bool:
+    try:
+        return bool(store.add("failures", 1) == 1)
+    except dist.DistError:
+        return True  # the store went with the process that kept it, which therefore said nothing
+
+
+def _explain_loss(process: str) -> str:
+    return (
+        f"{process} was killed, perhaps for want of memory: run the same command again, it goes on from the last "
+        f"checkpoint"
+    )
+
+
+def launch(processes: int, module: str) -> None:
+    """Run `python -m module` in so many processes on this machine, and leave with their status.
+
+    Returns at once where one is enough, and in each of them. INT, TERM and HUP ask them to save and leave, for as
+    long as that takes; a second signal kills them. (torchrun kills after 30 s, does not tell whether a run that it
+    ended was complete, and answers a one-line error with a page.) Raises LostProcessError if one was killed.
+    """
+    if processes == 1 or is_worker():
+        return
+    # Kept here, the store outlives every process that could fail.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": str(True),  # torch's word for a store that is there already
+        "OMP_NUM_THREADS": threads,
+    }
+    with _note_signals() as signals:
+        workers = [
+            # In sessions of their own: Ctrl-C on the terminal would reach them twice, from it and from here.
+            subprocess.Popen(
+                [sys.executable, "-m", module],
+                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                start_new_session=True,
+            )
+            for rank in range(processes)
+        ]
+        raise SystemExit(_supervise(workers, signals))
+
+
+@contextmanager
+def _note_signals() -> Iterator[list[int]]:
+    """The signals that came; one that is ignored stays so (nohup)."""
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, note) for number in wanted if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _supervise(workers: list[subprocess.Popen[bytes]], signals: list[int]) -> int:
+    """Wait for all; pass signals on; when one fails, end the others. The exit status of the whole."""
+    passed_on, deadline = 0, float("inf")
+    first: tuple[int, int] | None = None  # who failed first: rank and status
+    while any(worker.poll() is None for worker in workers):
+        if first is None:
+            first = next(((rank, worker.returncode) for rank, worker in enumerate(workers) if worker.returncode), None)
+            if first is not None:
+                deadline = time.monotonic() + GRACE_SECONDS
+                _send(workers, signal.SIGTERM)
+        if len(signals) > passed_on:
+            # TERM for INT too: a process that is still importing would print where it was.
+            _send(workers, signal.SIGTERM if passed_on == 0 else signal.SIGKILL)
+            passed_on = len(signals)
+        if time.monotonic() > deadline:
+            _send(workers, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+    statuses = [worker.returncode for worker in workers]
+    if not any(statuses):
+        return 0
+    if signals:
+        return 128 + signals[0]
+    spoken = next((status for status in statuses if status > 0), None)
+    if spoken is not None:
+        return spoken
+    rank, status = first or next((rank, status) for rank, status in enumerate(statuses) if status)
+    raise LostProcessError(_explain_loss(f"process {rank + 1} of {len(workers)} ({signal.Signals(-status).name})"))
+
+
+def _send(workers: list[subprocess.Popen[bytes]], number: int) -> None:
+    for worker in workers:
+        worker.send_signal(number)

@@ -1,0 +1,70 @@
+"""A longer run goes on from the end of a shorter one's constant phase: up to there both are the same, bit for bit."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lmcore.files import read_json, write_file, write_json
+from lmcore.progress import say
+from lmcore.train.schedule import Schedule, plan_schedule
+from lmcore.train.settings import LENGTHS, TrainParams
+
+# What may differ: how long a run is and when it decays say nothing about the steps before.
+LENGTH_KEYS = {*LENGTHS, "decay_fraction"}
+
+
+def adopt_trunk(
+    folder: Path, identity: dict[str, Any], schedule: Schedule, context_length: int, train_tokens: int
+) -> None:
+    """Give the new run in `folder` the latest state that another run shares with it, and the log up to there.
+
+    Another run counts if only its length differs and its learning rate was constant too (schedule wsd or constant). The
+    state is a hard link; `branch.json` says whose it is.
+    """
+    if schedule.trunk is None:
+        return
+    shared = {
+        other.parent: _shared_step(other.parent, identity, schedule, context_length, train_tokens)
+        for other in sorted(folder.parent.glob("*/identity.json"))
+    }
+    nearest = max(shared, key=lambda other: shared[other], default=None)
+    if nearest is not None and shared[nearest]:
+        _branch(folder, shared[nearest], nearest)
+
+
+def _shared_step(
+    other: Path, identity: dict[str, Any], schedule: Schedule, context_length: int, train_tokens: int
+) -> int:
+    """The last checkpoint of the run in `other` that a run of `identity` would have had too; 0 without one."""
+    theirs = read_json(other / "identity.json", "remove this run's folder")
+    if _without_length(theirs) != _without_length(identity):
+        return 0
+    trunk = plan_schedule(TrainParams.model_validate(theirs["train"]), context_length, train_tokens).trunk
+    assert trunk is not None
+    assert schedule.trunk is not None
+    steps = [int(seal.stem.removeprefix("step-")) for seal in (other / "checkpoints").glob("step-*.json")]
+    return max((step for step in steps if step <= min(trunk, schedule.trunk)), default=0)
+
+
+def _without_length(identity: dict[str, Any]) -> dict[str, Any]:
+    train = {key: value for key, value in identity["train"].items() if key not in LENGTH_KEYS}
+    return {**identity, "train": train}
+
+
+def _branch(folder: Path, step: int, other: Path) -> None:
+    content = (other / "metrics.jsonl").read_bytes()  # the other run may be at work: its last line may be half there
+    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+    with write_file(folder / "metrics.jsonl") as file:  # first: a checkpoint must not know more than the log
+        file.writelines(line for line in lines if json.loads(line)["step"] <= step)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    for suffix in (".safetensors", ".json"):
+        name = f"checkpoints/step-{step:08d}{suffix}"
+        (folder / name).unlink(missing_ok=True)  # of a start that was killed here
+        try:
+            os.link(other / name, folder / name)
+        except FileNotFoundError:
+            say(f"run {other.name} has just removed its checkpoint of step {step}: not branching off it")
+            return
+    write_json(folder / "branch.json", {"run_key": other.name, "step": step})
+    say(f"run {folder.name}: branching off run {other.name}, which is the same up to step {step}")

@@ -1,0 +1,261 @@
+"""Whether a training fits into memory, before it begins: an estimate from the shapes, and the micro-batch that fits."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+import torch
+
+from lmcore.errors import ParameterError
+from lmcore.hardware import Hardware, Precision
+from lmcore.machine import DTYPES, available_memory, total_memory
+from lmcore.model.attention import BLOCK_TOKENS, LONGEST_BLOCKED
+from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.loss import WHOLE_LOGITS_BYTES
+from lmcore.train.optimizer import is_hidden_matrix
+
+FP32 = 4  # bytes
+# Activations of the MLP's width that its gradient needs: SwiGLU's two inputs, the gate's activation and the product.
+MLP_WIDTHS = {"gelu": 2, "relu2": 2, "swiglu": 4}
+# The part of all memory that an `auto` micro-batch may fill. Main memory is shared with everything else that runs.
+FILLED = {"cpu": 0.5, "mps": 0.5, "cuda": 0.9}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that one process needs at the peak of a step; `optimizer` holds the moving average of the weights too."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All of them, as if the peaks of all parts came at one moment."""
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.logits
+
+
+# `estimate_memory` with everything given; each keyword can be changed.
+Estimate = Callable[..., MemoryEstimate]
+
+
+def estimate_memory(
+    model_params: ModelParams,
+    vocab_size: int,
+    *,
+    micro_batch_size: int,
+    optimizer: Literal["adamw", "muon"],
+    precision: Precision,
+    activation_checkpointing: bool,
+    shards: int,
+    ema: bool = False,
+    device: str = "cuda",
+    compiled: bool = False,
+) -> MemoryEstimate:
+    """The memory of a training step from its shapes; `shards` processes divide the weights (`sharding: full`).
+
+    | part        | bytes                                                                                       |
+    |-------------|---------------------------------------------------------------------------------------------|
+    | parameters  | 4 per parameter                                                                             |
+    | gradients   | 4 per parameter                                                                             |
+    | optimizer   | AdamW 8 per parameter; Muon 4 for the matrices inside blocks and 8 for the rest; average 4  |
+    | activations | what each block keeps for its gradient (`_block_bytes`), with `activation_checkpointing`    |
+    |             | its input alone and one whole block; the final norm; weights cast or gathered for a while   |
+    | logits      | scores, their log-probabilities and the gradient (`_logits_bytes`)                          |
+
+    Without `compiled` this is what eager PyTorch keeps; the compiler keeps as much or less, but for attention on a CPU.
+    """
+    matrices, others = count_parameters(model_params, vocab_size)
+    parameters = matrices + others
+    numbers = (matrices if optimizer == "muon" else 2 * matrices) + 2 * others + (parameters if ema else 0)
+    tokens = micro_batch_size * model_params.context_length
+    block = micro_batch_size * _block_bytes(model_params, precision, device, compiled)
+    cast = 0 if precision == "fp32" else DTYPES[precision].itemsize * matrices  # autocast's copies of the matrices
+    layers = model_params.n_layers
+    if activation_checkpointing:
+        kept = layers * tokens * model_params.d_model * FP32 + block + cast // layers
+    else:
+        kept = layers * block + cast
+    kept += tokens * _norm_bytes(model_params, FP32)
+    if shards > 1:
+        # What lies outside the blocks is whole, with its gradient, and so are a block and the next one. A validation
+        # puts the whole model together, but keeps no activations.
+        kept = max(kept + FP32 * (2 * others + 2 * matrices // layers), FP32 * parameters)
+    return MemoryEstimate(
+        parameters=-(-FP32 * parameters // shards),
+        gradients=-(-FP32 * parameters // shards),
+        optimizer=-(-FP32 * numbers // shards),
+        activations=kept,
+        logits=_logits_bytes(model_params, vocab_size, tokens),
+    )
+
+
+@functools.cache
+def count_parameters(params: ModelParams, vocab_size: int) -> tuple[int, int]:
+    """How many numbers the matrices inside the blocks hold, and how many all other weights; takes no memory."""
+    with torch.device("meta"):
+        weights = dict(GPT(params, vocab_size).named_parameters())
+    matrices = sum(weight.numel() for name, weight in weights.items() if is_hidden_matrix(name, weight))
+    return matrices, sum(weight.numel() for weight in weights.values()) - matrices
+
+
+def _block_bytes(params: ModelParams, precision: Precision, device: str, compiled: bool) -> int:
+    """What a block keeps of one sequence for its gradient; b bytes in matrix products (fp32 4, else 2), W head width.
+
+    | part            | bytes per token                                                                  |
+    |-----------------|----------------------------------------------------------------------------------|
+    | each of 2 norms | its input 4 D, RMSNorm's quotient 4 D, its output for the next product b D       |
+    | attention       | queries, keys, values b (D + 2 K W) and the mixture b D                          |
+    | ... qk_norm     | quotients 4 (D + K W), below fp32 also inputs in fp32; results b (D + K W); the  |
+    |                 | mixture, whose layout differs then, once more b D                                |
+    | ... rope alone  | the turned queries and keys b (D + K W)                                          |
+    | MLP             | b times its width F, SwiGLU 4 times, GELU and squared ReLU 2 times               |
+    | dropout         | two masks b D                                                                    |
+
+    Attention keeps no T x T matrices, but on a CPU: three of fp32 with dropout, and half of one, in fp32 and again in
+    b, where it is compiled in blocks.
+    """
+    time, wide, keys = params.context_length, params.d_model, params.kv_heads * params.head_width
+    product = DTYPES[precision].itemsize
+    attention = product * (2 * wide + 2 * keys)
+    if params.qk_norm:
+        attention += (FP32 if precision == "fp32" else 2 * FP32) * (wide + keys) + product * (2 * wide + keys)
+    elif params.position == "rope":
+        attention += product * (wide + keys)
+    mlp = product * MLP_WIDTHS[params.mlp] * params.ff_width
+    dropout = 2 * product * wide if params.dropout else 0
+    squares = 0
+    if device == "cpu" and params.dropout:
+        squares = 3 * FP32 * params.n_heads * time**2
+    elif device == "cpu" and compiled and BLOCK_TOKENS < time <= LONGEST_BLOCKED:
+        squares = (FP32 + product) * params.n_heads * time**2 // 2
+    return time * (2 * _norm_bytes(params, product) + attention + mlp + dropout) + squares
+
+
+def _norm_bytes(params: ModelParams, product: int) -> int:
+    """What a norm keeps of one token: its input, for RMSNorm the quotient before the gain, and its output."""
+    return params.d_model * (FP32 * (2 if params.norm == "rmsnorm" else 1) + product)
+
+
+def _logits_bytes(params: ModelParams, vocab_size: int, tokens: int) -> int:
+    """Head and loss: three times the scores in fp32; in pieces, the gradients of the head's weight and its input twice.
+
+    Capped scores keep what the cap needs as well, and are never in pieces.
+    """
+    whole = FP32 * tokens * vocab_size
+    if params.logit_softcap is not None:
+        return 5 * whole
+    if whole <= WHOLE_LOGITS_BYTES:
+        return 3 * whole
+    return 2 * FP32 * params.d_model * (vocab_size + tokens)
+
+
+def fit_to_memory(
+    hardware: Hardware, model_params: ModelParams, vocab_size: int, *, optimizer: Literal["adamw", "muon"], ema: bool
+) -> Hardware:
+    """`hardware` with a micro-batch that fits; one that was asked for is kept. Call it before the model is built.
+
+    The choice follows from the memory that the machine has, not from what is free at the moment: how a batch is cut
+    shows in the last digits, and a run that goes on after a kill must cut it as before. Raises ParameterError if the
+    result does not fit into what is free.
+    """
+    estimate = functools.partial(
+        estimate_memory,
+        model_params,
+        vocab_size,
+        micro_batch_size=hardware.micro_batch_size,
+        optimizer=optimizer,
+        precision=hardware.precision,
+        activation_checkpointing=hardware.activation_checkpointing,
+        shards=hardware.processes if hardware.sharding == "full" else 1,
+        ema=ema,
+        device=hardware.device,
+        compiled=hardware.compile,
+    )
+    # Cards belong to one process each; the processor's memory is shared.
+    sharers = 1 if hardware.device == "cuda" else hardware.processes
+    size = hardware.micro_batch_size
+    if not hardware.micro_batch_asked:
+        limit = int(FILLED[hardware.device] * total_memory(hardware.device)) // sharers
+        size = choose_micro_batch(estimate, limit, size)
+    chosen = replace(hardware, micro_batch_size=size)
+    require_fit(
+        functools.partial(estimate, micro_batch_size=size), available_memory(hardware.device) // sharers, chosen
+    )
+    return chosen
+
+
+def choose_micro_batch(estimate: Estimate, memory: int, most: int) -> int:
+    """The largest number of sequences up to `most` that fits into `memory` bytes; 1 if none does."""
+    return next((size for size in range(most, 1, -1) if estimate(micro_batch_size=size).total <= memory), 1)
+
+
+def require_fit(estimate: Estimate, available: int, hardware: Hardware) -> None:
+    """Raise ParameterError if a step does not fit into `available` bytes: what it needs, and the cheapest way out."""
+    needed = estimate()
+    if needed.total > available:
+        raise ParameterError(
+            f"hardware.micro_batch_size={hardware.micro_batch_size}: a training step needs {format_memory(needed)} and "
+            f"{_show(available)} of {hardware.device} memory is free; {_suggest_fit(estimate, available, hardware)}"
+        )
+
+
+def _suggest_fit(estimate: Estimate, available: int, hardware: Hardware) -> str:
+    """The first change, from the one that costs least, with which a step fits."""
+    size = choose_micro_batch(estimate, available, hardware.micro_batch_size)
+    one = {"micro_batch_size": 1}
+    recomputed = {**one, "activation_checkpointing": True}
+    ways = [
+        (f"set hardware.micro_batch_size={size}", {"micro_batch_size": size}),
+        ("set hardware.micro_batch_size=1 and hardware.activation_checkpointing=true", recomputed),
+    ]
+    if hardware.processes > 1:
+        sharded = {**recomputed, "shards": hardware.processes}
+        ways.append(("set hardware.micro_batch_size=1, activation_checkpointing=true and sharding=full", sharded))
+    fitting = (way for way, changes in ways if estimate(**changes).total <= available)
+    return next(fitting, "free some, or make model.n_layers, model.d_model or model.context_length smaller")
+
+
+def find_micro_batch(try_step: Callable[[int], None], start: int) -> int:
+    """The first of `start`, its half, its quarter ... with which `try_step` does not run out of the card's memory.
+
+    `try_step` does one forward and backward pass over so many sequences and leaves nothing behind. Raises
+    ParameterError when a single sequence is too much.
+    """
+    size = start
+    while not _succeeds(try_step, size):
+        torch.cuda.empty_cache()
+        if size == 1:
+            raise ParameterError(
+                "hardware.micro_batch_size=1: one sequence does not fit into the card's memory; set "
+                "hardware.activation_checkpointing=true or make model.n_layers, model.d_model or model.context_length "
+                "smaller"
+            )
+        size //= 2
+    return size
+
+
+def _succeeds(try_step: Callable[[int], None], size: int) -> bool:
+    """In a function of its own: the error's traceback holds the step's tensors until it is left."""
+    try:
+        try_step(size)
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def format_memory(estimate: MemoryEstimate) -> str:
+    """`1.3 GB (parameters 260 MB, gradients 260 MB, ...)`, for the log and for tables."""
+    parts = ", ".join(f"{name} {_show(size)}" for name, size in asdict(estimate).items())
+    return f"{_show(estimate.total)} ({parts})"
+
+
+def _show(size: int) -> str:
+    """Bytes as people say them: 1_300_000_000 -> 1.3 GB."""
+    unit, name = next(
+        (unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1, "bytes")) if size >= unit or unit == 1
+    )
+    return f"{size / unit:.3g} {name}"

@@ -1,0 +1,177 @@
+"""Real processes over gloo: they meet, agree, leave together, and a mistake stays one line."""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from imports import ROOT
+
+from lmcore.distributed import World, is_worker, join_world, launch, split_batch
+from lmcore.errors import ParameterError
+
+SECONDS = 240  # a limit on a busy machine; each of these takes about 5
+PYTHON = (sys.executable, "-W", "error", "-m")
+LAUNCH = (*PYTHON, "world_program")
+TORCHRUN = (*PYTHON, "torch.distributed.run")
+TORCHRUN_HERE = (*TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "world_program")
+
+
+Process = subprocess.Popen[str]
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start(tmp_path: Path, start: Start) -> Iterator[Start]:
+    """Runs a behaviour of tests/world_program.py in `tmp_path`; what is left at the end is killed."""
+    started: list[Process] = []
+
+    def start_one(behaviour: str, *command: str) -> Process:
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        environment |= {"BEHAVIOUR": behaviour, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "DVC_STAGE": "train"}
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            command or LAUNCH, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True
+        )
+        started.append(process)
+        return process
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def finish(process: Process) -> tuple[int, str]:
+    """The exit status and standard error."""
+    _, errors = process.communicate(timeout=SECONDS)
+    return process.returncode, errors
+
+
+def read_pids(process: Process) -> list[int]:
+    """Of the two workers, which print them once they are at work."""
+    assert process.stdout is not None
+    return [int(process.stdout.readline()) for _ in range(2)]
+
+
+def test_alone_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert launch(1, "nothing") is None
+    with join_world("cpu") as world:
+        assert world == World(rank=0, size=1, local_rank=0)
+        assert world.is_main
+        assert world.sum(torch.ones(2)).tolist() == [1.0, 1.0]
+        assert (world.any(True), world.any(False), world.from_main(3)) == (True, False, 3)
+        world.barrier()
+        assert split_batch(5, world) == slice(0, 5)
+
+
+def test_a_batch_is_shared_out_in_equal_parts() -> None:
+    parts = [split_batch(12, World(rank, 4)) for rank in range(4)]
+    assert [place for part in parts for place in range(12)[part]] == list(range(12))
+    with pytest.raises(ParameterError, match=r"train.batch_size=10: must be divisible by the 4 .* processes=2 "):
+        split_batch(10, World(0, 4))
+
+
+def test_half_a_torchrun_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("MASTER_ADDR", "host")
+    with pytest.raises(ParameterError, match=r"RANK=1 is set.*not WORLD_SIZE, LOCAL_RANK, MASTER_PORT: start the"):
+        is_worker()
+
+
+@pytest.mark.parametrize("command", [LAUNCH, TORCHRUN_HERE])
+def test_two_processes_meet(command: tuple[str, ...], tmp_path: Path, start: Start) -> None:
+    status, errors = finish(start("meet", *command))
+    assert status == 0, errors
+    same = "[2.0, 1.0] [False, True, True] 7"
+    assert (tmp_path / "met-0").read_text() == f"0 of 2 (0): {same} 0:3"
+    assert (tmp_path / "met-1").read_text() == f"1 of 2 (1): {same} 3:6"
+
+
+@pytest.mark.parametrize("behaviour", ["make_a_mistake", "make_one_mistake_together"])
+def test_a_mistake_is_one_line(behaviour: str, tmp_path: Path, start: Start) -> None:
+    assert finish(start(behaviour)) == (1, "error: the text is empty: give it some\n")
+
+
+def test_the_others_end_when_one_is_killed(tmp_path: Path, start: Start) -> None:
+    status, errors = finish(start("be_killed"))
+    assert (status, errors.count("\n")) == (1, 1), errors
+    assert errors.startswith("error: one of the 2 processes was killed, perhaps for want of memory: run the same")
+
+
+def test_when_all_are_killed_the_launcher_says_so(tmp_path: Path, start: Start) -> None:
+    status, errors = finish(start("be_killed_together"))
+    assert (status, errors.count("\n")) == (1, 1), errors
+    assert " of 2 (SIGKILL) was killed, perhaps for want of memory: run the same command again" in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_all_and_they_save_and_leave(number: signal.Signals, tmp_path: Path, start: Start) -> None:
+    process = start("leave_when_asked")
+    read_pids(process)
+    process.send_signal(number)
+    assert finish(process) == (128 + number, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved-0", "saved-1"]
+
+
+def test_a_signal_to_one_worker_reaches_all(tmp_path: Path, start: Start) -> None:
+    process = start("leave_when_asked")
+    os.kill(read_pids(process)[1], signal.SIGTERM)
+    assert finish(process) == (128 + signal.SIGTERM, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved-0", "saved-1"]
+
+
+def test_nohup_protects(tmp_path: Path, start: Start) -> None:
+    process = start("leave_when_asked", tmp_path, prefix=("nohup",))
+    read_pids(process)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 128 + signal.SIGTERM
+
+
+def test_a_second_signal_kills(tmp_path: Path, start: Start) -> None:
+    process = start("ignore_everything")
+    read_pids(process)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux")
+@pytest.mark.parametrize("command", [LAUNCH, TORCHRUN_HERE])
+def test_workers_save_and_leave_when_their_launcher_is_killed(
+    command: tuple[str, ...], tmp_path: Path, start: Start
+) -> None:
+    process = start("leave_when_asked", *command)
+    watches = [os.pidfd_open(pid) for pid in read_pids(process)]
+    process.kill()
+    for watch in watches:
+        assert select.select([watch], [], [], SECONDS)[0], "a worker lives on"
+        os.close(watch)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved-0", "saved-1"]
+    process.communicate()
+
+
+@pytest.mark.slow
+def test_two_machines_meet(tmp_path: Path, start: Start) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = (
+        *TORCHRUN,
+        *("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test"),
+        *("--rdzv-endpoint", endpoint, "--local-addr", "127.0.0.1", "-m", "world_program"),
+    )
+    for process in [start("meet", *command), start("meet", *command)]:
+        status, errors = finish(process)
+        assert status == 0, errors
+    same = "[2.0, 1.0] [False, True, True] 7"
+    assert (tmp_path / "met-0").read_text() == f"0 of 2 (0): {same} 0:3"
+    assert (tmp_path / "met-1").read_text() == f"1 of 2 (0): {same} 3:6"
