@@ -20,21 +20,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lmcore.hardware import Hardware, HardwareParams, resolve_hardware
+from lmcore.distributed import World
+from lmcore.hardware import Hardware, HardwareParams
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.params import read_params, read_section
 from lmcore.progress import TrainingProgress
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.batches import Batches
-from lmcore.tokens.dataset import TokenDataset, open_dataset
+from lmcore.tokens.dataset import open_dataset
 from lmcore.tracking import TrackedRun, track_run
 from lmcore.train.checkpoint import Checkpoints
 from lmcore.train.interrupt import Interrupt
-from lmcore.train.loop import Forward, Trainee, train
-from lmcore.train.optimizer import build_optimizer
+from lmcore.train.loop import train
 from lmcore.train.run import open_run
-from lmcore.train.session import place_model
+from lmcore.train.schedule import Schedule
+from lmcore.train.session import build_state, plan_hardware
 from lmcore.train.settings import TrainParams
+from lmcore.train.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -51,36 +53,32 @@ class Setup:
 
     params: TrainParams
     hardware: Hardware
-    dataset: TokenDataset
     batches: Batches
-    model: GPT
-    forward: Forward
-    optimizer: torch.optim.Optimizer
+    state: TrainState
 
 
 def prepare() -> Setup:
     """Everything up to the first step."""
     params, model_params = read_section(TrainParams, "train"), read_section(ModelParams, "model")
     dataset = open_dataset(Path("data/tokens"), load_tokenizer(Path("models/tokenizer")))
+    hardware = plan_hardware(read_section(HardwareParams, "hardware"), read_params(), params, model_params, dataset)
     batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
     model = GPT(model_params, dataset.train.vocab_size, params.seed)
-    flops = params.estimate_flops(model.count_parameters(), model_params.context_length)
-    request = read_section(HardwareParams, "hardware")
-    hardware = resolve_hardware(request, read_params(), params.batch_size, model_params.context_length, flops)
-    forward = place_model(model, hardware)
-    return Setup(params, hardware, dataset, batches, model, forward, build_optimizer(model, params))
+    return Setup(params, hardware, batches, build_state(model, params, hardware, World()))
 
 
 def run_bare(setup: Setup, steps: int) -> None:
     """The same mathematics on one batch that lies ready, with nothing else."""
     windows = torch.from_numpy(setup.batches.at(0)).to(setup.hardware.device)
+    state = setup.state
     for _ in range(steps):
         with setup.hardware.autocast():
-            _, loss = setup.forward(windows[:, :-1], windows[:, 1:])
+            loss = state.objective(windows[:, :-1], windows[:, 1:])
         loss.backward()
-        nn.utils.clip_grad_norm_(setup.model.parameters(), setup.params.grad_clip or float("inf"))
-        setup.optimizer.step()
-        setup.optimizer.zero_grad(set_to_none=True)
+        nn.utils.clip_grad_norm_(state.model.parameters(), setup.params.grad_clip or float("inf"))
+        for optimizer in state.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
 
 @contextmanager
@@ -97,20 +95,27 @@ def run_loop(setup: Setup, steps: int, number: int, root: Path) -> float:
     with open_run(root / "runs", {"segment": number}) as run:
         (artifact := root / "model").mkdir(exist_ok=True)
         tracked = TrackedRun(run.folder, {}, setup.hardware.describe(), {}, artifact)
-        with track_run(tracked, {}), TrainingProgress(0, steps, setup.batches.tokens_per_step) as progress:
+        with (
+            track_run(tracked, {}),
+            TrainingProgress(0, steps, setup.batches.tokens_per_step) as progress,
+            Checkpoints(run.folder / "checkpoints", params.keep_checkpoints) as checkpoints,
+        ):
             started = time.perf_counter()
             train(
-                Trainee(setup.model, setup.forward, setup.optimizer),
+                setup.state,
                 setup.batches,
+                Schedule(params, steps),
                 params,
                 setup.hardware,
+                World(),
                 step=0,
                 validate=lambda _: NoLoss(),
                 run=run,
-                checkpoints=Checkpoints(run.folder / "checkpoints", params.keep_checkpoints),
+                checkpoints=checkpoints,
                 progress=progress,
                 interrupt=Interrupt(),
             )
+            checkpoints.finish()
             return time.perf_counter() - started
 
 

@@ -40,7 +40,8 @@ def explain_misfit(params: ModelParams) -> str:
 def _misfits(params: ModelParams, architecture: Architecture) -> dict[str, str | bool | None]:
     """The keys whose values the architecture does not allow, with the values that it needs."""
     chosen = params.model_dump() | ({"n_kv_heads": None} if params.kv_heads == params.n_heads else {})
-    return {name: value for name, value in FIXED_CHOICES[architecture].items() if chosen[name] != value}
+    fixed = {**FIXED_CHOICES[architecture], "logit_softcap": None}  # which none of them has
+    return {name: value for name, value in fixed.items() if chosen[name] != value}
 
 
 def _assignments(values: dict[str, str | bool | None]) -> str:

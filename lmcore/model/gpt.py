@@ -86,9 +86,9 @@ def rotary_tables(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn each pair (i, i + W/2) of `heads` (B, H, T, W) by its position's angle."""
+    """Turn each pair (i, i + W/2) of `heads` (B, H, T, W) by its position's angle; in fp32."""
     first, second = heads.chunk(2, dim=-1)
-    return (heads * cosines + torch.cat((-second, first), dim=-1) * sines).to(heads.dtype)
+    return heads * cosines + torch.cat((-second, first), dim=-1) * sines
 
 
 class Attention(nn.Module):
@@ -101,17 +101,22 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(params.d_model, (params.n_heads + 2 * params.kv_heads) * params.head_width, params.bias)
         self.projection = nn.Linear(params.d_model, params.d_model, params.bias)
         # Queries and keys of unit size keep the attention logits bounded (arXiv:2010.04245; gains as in Qwen3).
-        self.query_norm = nn.RMSNorm(params.head_width, eps=RMS_NORM_EPSILON) if params.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(params.head_width, eps=RMS_NORM_EPSILON) if params.qk_norm else nn.Identity()
+        self.qk_norm = params.qk_norm
+        if params.qk_norm:
+            self.query_norm = nn.RMSNorm(params.head_width, eps=RMS_NORM_EPSILON)
+            self.key_norm = nn.RMSNorm(params.head_width, eps=RMS_NORM_EPSILON)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None) -> Tensor:
         """What each position of `x` (B, T, D) gathers from those before it, (B, T, D)."""
         batch, time, width = x.shape
         heads = self.qkv(x).view(batch, time, self.n_heads + 2 * self.kv_heads, self.head_width).transpose(1, 2)
         query, key, value = heads.split([self.n_heads, self.kv_heads, self.kv_heads], dim=1)  # (B, H or K, T, W)
-        query, key = self.query_norm(query), self.key_norm(key)
+        # In fp32, as rotation is: a mean of squares and an angle lose much in bf16.
+        if self.qk_norm:
+            query, key = self.query_norm(query.float()), self.key_norm(key.float())
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
+        query, key = query.to(value.dtype), key.to(value.dtype)
         mask = None
         if cache is not None:
             mask = cache.mask(time)

@@ -1,9 +1,10 @@
 """Whether a training fits into memory, before it begins: an estimate from the shapes, and the micro-batch that fits."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -16,6 +17,7 @@ from lmcore.model.loss import WHOLE_LOGITS_BYTES
 from lmcore.train.optimizer import is_hidden_matrix
 
 FP32 = 4  # bytes
+MUON_WORK = 18  # bytes per number of the equally shaped matrices that it treats together; measured, 14 in bfloat16
 # Activations of the MLP's width that its gradient needs: SwiGLU's two inputs, the gate's activation and the product.
 MLP_WIDTHS = {"gelu": 2, "relu2": 2, "swiglu": 4}
 # The part of all memory that an `auto` micro-batch may fill. Main memory is shared with everything else that runs.
@@ -34,7 +36,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All of them, as if the peaks of all parts came at one moment."""
+        """All of them together."""
         return self.parameters + self.gradients + self.optimizer + self.activations + self.logits
 
 
@@ -57,49 +59,67 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """The memory of a training step from its shapes; `shards` processes divide the weights (`sharding: full`).
 
-    | part        | bytes                                                                                       |
-    |-------------|---------------------------------------------------------------------------------------------|
-    | parameters  | 4 per parameter                                                                             |
-    | gradients   | 4 per parameter                                                                             |
-    | optimizer   | AdamW 8 per parameter; Muon 4 for the matrices inside blocks and 8 for the rest; average 4  |
-    | activations | what each block keeps for its gradient (`_block_bytes`), with `activation_checkpointing`    |
-    |             | its input alone and one whole block; the final norm; weights cast or gathered for a while   |
-    | logits      | scores, their log-probabilities and the gradient (`_logits_bytes`)                          |
+    | part        | bytes                                                                                        |
+    |-------------|----------------------------------------------------------------------------------------------|
+    | parameters  | 4 per parameter                                                                              |
+    | gradients   | 4 per parameter                                                                              |
+    | optimizer   | AdamW 8 per parameter; Muon 4 for the matrices inside blocks and 8 for the rest; average 4   |
+    | logits      | scores, their log-probabilities and the gradient (`_logits_bytes`)                           |
+    | activations | what the blocks keep for their gradients (`_block_bytes`), with `activation_checkpointing`   |
+    |             | their inputs alone; or, where it is more, what a later moment needs beyond the logits: a     |
+    |             | block computed again, the gradients of a tied embedding, Muon's work                         |
 
     Without `compiled` this is what eager PyTorch keeps; the compiler keeps as much or less, but for attention on a CPU.
     """
-    matrices, others = count_parameters(model_params, vocab_size)
-    parameters = matrices + others
-    numbers = (matrices if optimizer == "muon" else 2 * matrices) + 2 * others + (parameters if ema else 0)
+    counts = count_parameters(model_params, vocab_size)
+    numbers = counts.all * (3 if ema else 2) - (counts.matrices if optimizer == "muon" else 0)
     tokens = micro_batch_size * model_params.context_length
+    logits = _logits_bytes(model_params, vocab_size, tokens)
     block = micro_batch_size * _block_bytes(model_params, precision, device, compiled)
-    cast = 0 if precision == "fp32" else DTYPES[precision].itemsize * matrices  # autocast's copies of the matrices
-    layers = model_params.n_layers
+    # Autocast casts each matrix once per pass and keeps the copy.
+    block += 0 if precision == "fp32" else DTYPES[precision].itemsize * counts.matrices // model_params.n_layers
+    norm = tokens * _norm_bytes(model_params, FP32)
+    kept = norm + model_params.n_layers * block
+    moments = [kept + logits]
     if activation_checkpointing:
-        kept = layers * tokens * model_params.d_model * FP32 + block + cast // layers
-    else:
-        kept = layers * block + cast
-    kept += tokens * _norm_bytes(model_params, FP32)
+        kept = norm + model_params.n_layers * tokens * model_params.d_model * FP32
+        moments = [kept + logits, kept + block]
+    if model_params.tie_embeddings:  # the gradients of head and embedding are added when all else is gone
+        moments.append(3 * FP32 * vocab_size * model_params.d_model)
+    if optimizer == "muon":
+        moments.append(MUON_WORK * counts.largest_set)
     if shards > 1:
-        # What lies outside the blocks is whole, with its gradient, and so are a block and the next one. A validation
-        # puts the whole model together, but keeps no activations.
-        kept = max(kept + FP32 * (2 * others + 2 * matrices // layers), FP32 * parameters)
+        # What lies outside the blocks is whole with its gradient, and so are a block and the next one. A validation
+        # puts the whole model together.
+        gathered = 2 * (counts.all - counts.matrices) + 2 * counts.matrices // model_params.n_layers
+        moments = [*(moment + FP32 * gathered for moment in moments), FP32 * counts.all]
     return MemoryEstimate(
-        parameters=-(-FP32 * parameters // shards),
-        gradients=-(-FP32 * parameters // shards),
+        parameters=-(-FP32 * counts.all // shards),
+        gradients=-(-FP32 * counts.all // shards),
         optimizer=-(-FP32 * numbers // shards),
-        activations=kept,
-        logits=_logits_bytes(model_params, vocab_size, tokens),
+        activations=max(moments) - logits,
+        logits=logits,
     )
 
 
+class ParameterCounts(NamedTuple):
+    """Trainable numbers, tied weights once: all, those in matrices inside blocks, those of the most common shape."""
+
+    all: int
+    matrices: int
+    largest_set: int
+
+
 @functools.cache
-def count_parameters(params: ModelParams, vocab_size: int) -> tuple[int, int]:
-    """How many numbers the matrices inside the blocks hold, and how many all other weights; takes no memory."""
+def count_parameters(params: ModelParams, vocab_size: int) -> ParameterCounts:
+    """What a model would have, without its memory."""
     with torch.device("meta"):
         weights = dict(GPT(params, vocab_size).named_parameters())
-    matrices = sum(weight.numel() for name, weight in weights.items() if is_hidden_matrix(name, weight))
-    return matrices, sum(weight.numel() for weight in weights.values()) - matrices
+    sets: Counter[torch.Size] = Counter()
+    for name, weight in weights.items():
+        if is_hidden_matrix(name, weight):
+            sets[weight.shape] += weight.numel()
+    return ParameterCounts(sum(weight.numel() for weight in weights.values()), sets.total(), max(sets.values()))
 
 
 def _block_bytes(params: ModelParams, precision: Precision, device: str, compiled: bool) -> int:

@@ -39,7 +39,9 @@ def write_model(folder: Path, choices: dict[str, Any], kind: str = "byte") -> GP
     settings = {"kind": kind, "vocab_size": 300 if kind == "bpe" else None, "name": None}
     tokenizer = train_tokenizer(TokenizerParams.model_validate(settings), [TEXT])
     shape = {"n_layers": 2, "n_heads": 4, "n_kv_heads": None, "d_model": 32, "d_ff": None, "context_length": 48}
-    params = ModelParams.model_validate({**shape, "dropout": 0.1, "tie_embeddings": True, **choices})
+    params = ModelParams.model_validate(
+        {**shape, "dropout": 0.1, "tie_embeddings": True, "logit_softcap": None, **choices}
+    )
     model = GPT(params, tokenizer.vocab_size).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

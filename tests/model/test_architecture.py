@@ -13,7 +13,7 @@ MODERN = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": Tru
 
 def make_params(**choices: Any) -> ModelParams:
     shape = {"n_layers": 1, "n_heads": 4, "n_kv_heads": None, "d_model": 16, "d_ff": None, "context_length": 8}
-    return ModelParams(**{**shape, "dropout": 0.0, "tie_embeddings": True, **choices})
+    return ModelParams(**{**shape, "dropout": 0.0, "tie_embeddings": True, "logit_softcap": None, **choices})
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,7 @@ def make_params(**choices: Any) -> ModelParams:
     [
         (CLASSIC, "gpt2"),
         ({**CLASSIC, "bias": False}, "gpt2"),
+        ({**CLASSIC, "logit_softcap": 15.0}, None),
         ({**CLASSIC, "n_kv_heads": 4}, "gpt2"),
         ({**CLASSIC, "n_kv_heads": 2}, None),
         ({**CLASSIC, "qk_norm": True}, None),

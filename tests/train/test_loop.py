@@ -182,13 +182,13 @@ class Poison:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
         self.calls = 0
-        score = LanguageModelLoss._score
+        score = LanguageModelLoss._score_whole
 
         def poisoned(objective: LanguageModelLoss, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             self.calls += 1
             return score(objective, hidden, targets) * (float("nan") if self.calls in steps else 1.0)
 
-        monkeypatch.setattr(LanguageModelLoss, "_score", poisoned)
+        monkeypatch.setattr(LanguageModelLoss, "_score_whole", poisoned)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
