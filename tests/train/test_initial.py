@@ -1,0 +1,73 @@
+"""Training that begins with another model's weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import GPT2_MODEL, TINY_MODEL
+
+from lmcore.errors import ArtifactError, LmcoreError, ParameterError
+from lmcore.files import sha256_file
+from lmcore.model.folder import save_model
+from lmcore.model.gpt import GPT
+from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
+from lmcore.tokens.dataset import TokenDataset
+from lmcore.train.initial import load_initial_weights
+
+
+def save_base(folder: Path, dataset: TokenDataset) -> GPT:
+    base = GPT(TINY_MODEL, dataset.train.vocab_size, seed=5)
+    save_model(folder, base, {"run_key": "abc"})
+    dataset.tokenizer.save(folder)
+    return base
+
+
+def test_the_weights_are_the_others_and_named(tmp_path: Path, dataset: TokenDataset) -> None:
+    base = save_base(tmp_path / "base", dataset)
+    # What no weight depends on may be another: dropout and, with rotary positions, the context.
+    changed = TINY_MODEL.model_copy(update={"dropout": 0.1, "context_length": 32})
+    model = GPT(changed, dataset.train.vocab_size, seed=9)
+    origin = load_initial_weights(model, str(tmp_path / "base"), dataset.tokenizer)
+    for (name, ours), theirs in zip(model.named_parameters(), base.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert model.head.weight is model.token_embedding.weight
+    weights = sha256_file(tmp_path / "base" / "model.safetensors")
+    assert origin == {"init_from": {"weights": weights, "run_key": "abc"}}
+
+
+def test_without_it_the_weights_are_drawn(dataset: TokenDataset) -> None:
+    model = GPT(TINY_MODEL, dataset.train.vocab_size, seed=9)
+    assert load_initial_weights(model, None, dataset.tokenizer) == {}
+    assert torch.equal(model.head.weight, GPT(TINY_MODEL, dataset.train.vocab_size, seed=9).head.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"d_ff": 64}, ParameterError, "is another model than the model section says: set model.d_ff=48"),
+        (
+            {"position": "learned", "context_length": 32},
+            ParameterError,
+            "set model.context_length=16, model.position=rope",
+        ),
+        (GPT2_MODEL.model_dump(), ParameterError, "set model.n_kv_heads=2, model.d_ff=48, model.norm=rmsnorm"),
+    ],
+)
+def test_another_shape_is_refused(
+    tmp_path: Path, dataset: TokenDataset, change: dict[str, Any], error: type[LmcoreError], message: str
+) -> None:
+    save_base(tmp_path / "base", dataset)
+    model = GPT(TINY_MODEL.model_copy(update=change), dataset.train.vocab_size, seed=9)
+    with pytest.raises(error, match=message):
+        load_initial_weights(model, str(tmp_path / "base"), dataset.tokenizer)
+
+
+def test_another_tokenizer_and_a_missing_folder_are_refused(tmp_path: Path, dataset: TokenDataset) -> None:
+    save_base(tmp_path / "base", dataset)
+    model = GPT(TINY_MODEL, dataset.train.vocab_size, seed=9)
+    other = train_tokenizer(TokenizerParams(kind="char", vocab_size=None, name=None), [["abc"]])
+    with pytest.raises(ArtifactError, match=r"its tokenizer \(257 entries.* is not the one that encoded the text"):
+        load_initial_weights(model, str(tmp_path / "base"), other)
+    with pytest.raises(ArtifactError, match="does not exist"):
+        load_initial_weights(model, str(tmp_path / "none"), dataset.tokenizer)
