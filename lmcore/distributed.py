@@ -30,8 +30,10 @@ MEETING = timedelta(minutes=10)  # until every process has found the others
 # A process that waits is no sign of trouble: the first one may be waiting for the run's lock, or writing. A dead one
 # shows at once, gloo reports its closed connection within 0.03 s, and its launcher ends the others.
 WAITING = timedelta(days=1)
-GRACE_SECONDS = 30.0  # torchrun's own: until processes that lost one of theirs are killed
+# A process that lost another leaves by itself and may have to say why; then it is asked to, then killed.
+PATIENCE_SECONDS, GRACE_SECONDS = 3.0, 30.0
 POLL_SECONDS = 0.1
+LEFT = 128 + signal.SIGTERM  # the status of a process that was asked to leave and did
 PEER_IS_GONE = re.compile(
     r"gloo/transport.*(closed by peer|reset by peer|Broken pipe)|remote process exited|failed to (recv|send)", re.DOTALL
 )
@@ -63,17 +65,21 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so. Over gloo on the host: a GPU is neither used nor waited for."""
+    def max(self, number: int) -> int:
+        """The largest number that any process has. Over gloo on the host: a GPU is neither used nor waited for."""
         if self.size == 1:
-            return flag
-        flags = torch.tensor(int(flag))
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return bool(flags)
+            return number
+        numbers = torch.tensor(number)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        return int(numbers)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; on the host, as `max`."""
+        return bool(self.max(flag))
 
     def barrier(self) -> None:
-        """Go on when all have come here; on the host, as `any`."""
-        self.any(False)
+        """Go on when all have come here; on the host, as `max`."""
+        self.max(0)
 
     def from_main(self, number: int) -> int:
         """The main process's `number`, for what only one may decide: which checkpoint to go on from."""
@@ -92,8 +98,8 @@ def split_batch(batch_size: int, world: World) -> slice:
     if batch_size % world.size:
         fitting = max(number for number in range(1, world.size) if batch_size % number == 0)
         raise ParameterError(
-            f"train.batch_size={batch_size}: must be divisible by the {world.size} processes that share it; set "
-            f"hardware.processes={fitting} (another batch size would be another training)"
+            f"train.batch_size={batch_size}: must be divisible by the {world.size} processes that share it; run "
+            f"{fitting} of them (hardware.processes), since another batch size would be another training"
         )
     share = batch_size // world.size
     return slice(world.rank * share, (world.rank + 1) * share)
@@ -144,6 +150,7 @@ def join_world(device: str) -> Iterator[World]:
         is_first = _is_first_to_fail(store)
         assert dist.group.WORLD is not None
         dist.group.WORLD.abort()  # destroying it in order could wait for the dead
+        dist.destroy_process_group()
         if not is_first:
             raise SystemExit(1) from error
         if PEER_IS_GONE.search(str(error)):
@@ -228,33 +235,28 @@ def _note_signals() -> Iterator[list[int]]:
 
 def _supervise(workers: list[subprocess.Popen[bytes]], signals: list[int]) -> int:
     """Wait for all; pass signals on; when one fails, end the others. The exit status of the whole."""
-    passed_on, deadline = 0, float("inf")
+    force, failed_at = 0, float("inf")
     first: tuple[int, int] | None = None  # who failed first: rank and status
-    while any(worker.poll() is None for worker in workers):
+    while None in (statuses := [worker.poll() for worker in workers]):
+        now = time.monotonic()
         if first is None:
-            first = next(((rank, worker.returncode) for rank, worker in enumerate(workers) if worker.returncode), None)
-            if first is not None:
-                deadline = time.monotonic() + GRACE_SECONDS
-                _send(workers, signal.SIGTERM)
-        if len(signals) > passed_on:
-            # TERM for INT too: a process that is still importing would print where it was.
-            _send(workers, signal.SIGTERM if passed_on == 0 else signal.SIGKILL)
-            passed_on = len(signals)
-        if time.monotonic() > deadline:
-            _send(workers, signal.SIGKILL)
+            failed = ((rank, status) for rank, status in enumerate(statuses) if status not in (None, 0, LEFT))
+            first = next(failed, None)
+            failed_at = now if first else failed_at
+        wanted = max(len(signals), (now > failed_at + PATIENCE_SECONDS) + (now > failed_at + GRACE_SECONDS))
+        if wanted > force:
+            force = wanted
+            for worker in workers:
+                # TERM for INT too: a process that is still importing would print where it was.
+                worker.send_signal(signal.SIGTERM if force == 1 else signal.SIGKILL)
         time.sleep(POLL_SECONDS)
-    statuses = [worker.returncode for worker in workers]
-    if not any(statuses):
+    ended = [worker.returncode for worker in workers]
+    if not any(ended):
         return 0
     if signals:
         return 128 + signals[0]
-    spoken = next((status for status in statuses if status > 0), None)
+    spoken = next((status for status in ended if status > 0), None)
     if spoken is not None:
         return spoken
-    rank, status = first or next((rank, status) for rank, status in enumerate(statuses) if status)
+    rank, status = first or next((rank, status) for rank, status in enumerate(ended) if status)
     raise LostProcessError(_explain_loss(f"process {rank + 1} of {len(workers)} ({signal.Signals(-status).name})"))
-
-
-def _send(workers: list[subprocess.Popen[bytes]], number: int) -> None:
-    for worker in workers:
-        worker.send_signal(number)

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from lmcore.errors import ParameterError
-from lmcore.machine import DTYPES, claims_bf16, count_cores, measure_cpu_rates, total_memory
+from lmcore.machine import DTYPES, claims_bf16, measure_cpu_rates, total_memory
 from lmcore.params import Int, Section, parse_section
 from lmcore.progress import warn
 
@@ -68,7 +68,7 @@ class Profile(Section):
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a run really uses; each process has `threads` and takes `micro_batch_size` sequences at once.
+    """What a run really uses; each process takes `micro_batch_size` sequences at once.
 
     A micro-batch that was asked for is kept; another is an upper limit for `lmcore.train.memory.fit_to_memory`.
     """
@@ -113,14 +113,13 @@ def resolve_hardware(
     if name not in profiles:
         raise ParameterError(f"hardware.profile={name!r}: must be auto or a row of profiles: {', '.join(profiles)}")
     row = parse_section(Profile, f"profiles.{name}", profiles[name])
-    asked = row.model_copy(
-        update={key: value for key in row.model_fields if (value := getattr(request, key)) is not None}
-    )
+    wishes = request.model_dump(include=set(Profile.model_fields), exclude_none=True)
+    asked = row.model_copy(update=wishes)
     device = _resolve_device(asked.device)
     precision, precision_reason = resolve_precision(asked.precision, device)
     compiled, compile_reason = _resolve_compile(asked.compile, device, precision, training_flops)
     processes = _resolve_processes(asked.processes, device, batch_size)
-    wanted, most = asked.micro_batch_size, -(-batch_size // processes)
+    wanted, most = asked.micro_batch_size, max(1, batch_size // processes)
     comfortable = max(1, MICRO_BATCH_TOKENS[device] // context_length)
     return Hardware(
         profile=name,
@@ -129,7 +128,7 @@ def resolve_hardware(
         micro_batch_size=min(most, comfortable if wanted == "auto" else wanted),
         compile=compiled,
         compile_reason=compile_reason,
-        threads=max(1, count_cores() // processes) if device == "cpu" and processes > 1 else torch.get_num_threads(),
+        threads=torch.get_num_threads(),
         precision_reason=precision_reason,
         micro_batch_asked=wanted != "auto",
         activation_checkpointing=asked.activation_checkpointing,
@@ -171,9 +170,11 @@ def resolve_precision(request: Literal["auto"] | Precision, device: str) -> tupl
     refusal = _refuse_precision(request, device)
     if refusal:
         raise ParameterError(f"hardware.precision={request!r}: {refusal}; set hardware.precision=auto")
-    if request == "bf16" and device == "cpu" and not _cpu_prefers_bf16():
+    if request != "bf16" or device != "cpu":
+        return request, "as asked"
+    if not _cpu_prefers_bf16():
         warn(f"hardware.precision='bf16' is slow on this processor: {_compare_rates()}; auto takes fp32")
-    return request, "as asked"
+    return request, f"as asked, {_compare_rates()}"
 
 
 def _fastest_precision(device: str) -> tuple[Precision, str]:
@@ -219,7 +220,7 @@ def _cpu_prefers_bf16() -> bool:
 
 def _compare_rates() -> str:
     fp32, bf16 = measure_cpu_rates()
-    return f"measured {bf16 / 1e9:.3g} GFLOP/s in bf16, {fp32 / 1e9:.3g} in fp32, on one core"
+    return f"measured {bf16 / 1e9:.1f} GFLOP/s in bf16, {fp32 / 1e9:.1f} in fp32, on one core"
 
 
 def _resolve_device(request: Device) -> str:
@@ -264,18 +265,13 @@ def _explain_uncompilable(device: str) -> str | None:
 
 
 def _resolve_processes(request: AutoOrCount, device: str, batch_size: int) -> int:
-    """Processes on this machine: `auto` is one per card, and each must have a sequence of the batch."""
+    """Processes on this machine: `auto` is one per card, or the most below that among whom the batch can be divided."""
     cards = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device)
     if request == "auto":
-        return min(cards or 1, batch_size)
-    if cards and request > cards:
+        return next(count for count in range(cards or 1, 0, -1) if batch_size % count == 0)
+    if cards is not None and request > cards:
         raise ParameterError(
-            f"hardware.processes={request}: device {device} has room for {cards}; set hardware.processes=auto"
-        )
-    if request > batch_size:
-        raise ParameterError(
-            f"hardware.processes={request}: each needs a sequence of train.batch_size={batch_size}; "
-            f"set hardware.processes={batch_size} or less"
+            f"hardware.processes={request}: device {device} takes {cards}; set hardware.processes=auto"
         )
     return request
 

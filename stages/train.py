@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lmcore.distributed import join_world, launch
 from lmcore.errors import report_errors
-from lmcore.evaluate.loss import Loss, measure_loss
+from lmcore.evaluate.loss import measure_loss
 from lmcore.hardware import HardwareParams
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.params import read_params, read_section
@@ -27,11 +27,10 @@ def main() -> None:
         model = GPT(model_params, dataset.tokenizer.vocab_size, params.seed)
         origin = load_initial_weights(model, params.init_from, dataset.tokenizer)
         batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
-
-        def validate(trained: GPT) -> Loss:
-            lengths, rows = dataset.tokenizer.byte_lengths, hardware.micro_batch_size
-            return measure_loss(trained, dataset.validation, lengths, params.eval_windows, rows)
-
+        lengths, rows = dataset.tokenizer.byte_lengths, hardware.micro_batch_size
+        validate = partial(
+            measure_loss, shards=dataset.validation, byte_lengths=lengths, windows=params.eval_windows, batch_size=rows
+        )
         track = partial(track_run, settings=read_params())
         run_training(model, params, hardware, dataset, batches, world, origin=origin, validate=validate, track=track)
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,19 @@ import torch
 
 from lmcore.distributed import World, join_world, launch, split_batch
 from lmcore.errors import DataError, report_errors
-from lmcore.train.interrupt import catch_signals, follow_parent
+from lmcore.train.interrupt import follow_parent
 
 STEPS = 1_000_000  # of an endless training: the test ends it
 
 
+def tell_pid() -> None:
+    """In one piece: torchrun's workers are unbuffered, and print writes the end of a line apart."""
+    os.write(sys.stdout.fileno(), f"{os.getpid()}\n".encode())
+
+
 def meet(world: World) -> None:
     total = world.sum(torch.tensor([1.0, world.rank])).tolist()
-    said = [world.any(False), world.any(world.rank == 1), world.any(True)]
+    said = [world.any(False), world.any(world.rank == 1), world.any(True), world.max(4 * world.rank)]
     world.barrier()
     chosen = world.from_main(7 + world.rank)
     part = split_batch(6, world)
@@ -44,27 +50,30 @@ def be_killed(world: World) -> None:
         world.sum(torch.ones(1000))
 
 
-def be_killed_together(world: World) -> None:
+def be_killed_beside_a_busy_one(world: World) -> None:
     world.barrier()
-    os.kill(os.getpid(), signal.SIGKILL)
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(100)
 
 
 def leave_when_asked(world: World) -> None:
     """The order of a training loop: agree, save, leave. The main process takes its time."""
-    with catch_signals() as interrupt:
-        for step in range(STEPS):
-            if step == 3:
-                print(os.getpid(), flush=True)
-            if world.any(interrupt.signal is not None):
-                time.sleep(0.5 if world.is_main else 0.0)
-                Path(f"saved-{world.rank}").touch()
-                raise SystemExit(128 + (interrupt.signal or signal.SIGTERM))
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    for step in range(STEPS):
+        if step == 3:
+            tell_pid()
+        if number := world.max(asked[0] if asked else 0):
+            time.sleep(0.5 if world.is_main else 0.0)
+            Path(f"saved-{world.rank}").touch()
+            raise SystemExit(128 + number)
 
 
 def ignore_everything(_: World) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    print(os.getpid(), flush=True)
-    time.sleep(600)
+    tell_pid()
+    time.sleep(100)
 
 
 BEHAVIOURS: dict[str, Callable[[World], None]] = {
@@ -74,7 +83,7 @@ BEHAVIOURS: dict[str, Callable[[World], None]] = {
         make_a_mistake,
         make_one_mistake_together,
         be_killed,
-        be_killed_together,
+        be_killed_beside_a_busy_one,
         leave_when_asked,
         ignore_everything,
     )

@@ -33,9 +33,10 @@ class TokenizerParams(Section):
                 f"train_tokenizer.vocab_size={self.vocab_size}: must be at least {SMALLEST_VOCABULARY} for kind bpe "
                 f"(256 bytes and end-of-text)"
             )
-        if self.kind == "pretrained" and self.name not in list_pretrained():
+        if self.kind == "pretrained" and not is_folder(self.name) and self.name not in list_pretrained():
             raise ValueError(
-                f"train_tokenizer.name={self.name}: must be one of {', '.join(list_pretrained())} for kind pretrained"
+                f"train_tokenizer.name={self.name}: must be one of {', '.join(list_pretrained())}, or the folder of a "
+                f"model or tokenizer (with a / in it), for kind pretrained"
             )
         return self
 
@@ -52,7 +53,12 @@ def train_tokenizer(params: TokenizerParams, texts: Iterable[list[str]]) -> Toke
             return ByteTokenizer.create()
         case "pretrained":
             assert params.name is not None
-            return fetch_pretrained(params.name)
+            return load_tokenizer(Path(params.name)) if is_folder(params.name) else fetch_pretrained(params.name)
+
+
+def is_folder(name: str | None) -> bool:
+    """Whether a pretrained tokenizer is named by its folder, as models/gpt, not by its published name."""
+    return name is not None and "/" in name
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

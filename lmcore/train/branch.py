@@ -7,6 +7,8 @@ from typing import Any
 
 from lmcore.files import read_json, write_file, write_json
 from lmcore.progress import say
+from lmcore.tokens.batches import Batches
+from lmcore.train.run import PREVIOUS
 from lmcore.train.schedule import Schedule, plan_schedule
 from lmcore.train.settings import LENGTHS, TrainParams
 
@@ -14,9 +16,7 @@ from lmcore.train.settings import LENGTHS, TrainParams
 LENGTH_KEYS = {*LENGTHS, "decay_fraction"}
 
 
-def adopt_trunk(
-    folder: Path, identity: dict[str, Any], schedule: Schedule, context_length: int, train_tokens: int
-) -> None:
+def adopt_trunk(folder: Path, identity: dict[str, Any], schedule: Schedule, batches: Batches) -> None:
     """Give the new run in `folder` the latest state that another run shares with it, and the log up to there.
 
     Another run counts if only its length differs and its learning rate was constant too (schedule wsd or constant). The
@@ -25,26 +25,29 @@ def adopt_trunk(
     if schedule.trunk is None:
         return
     shared = {
-        other.parent: _shared_step(other.parent, identity, schedule, context_length, train_tokens)
+        other.parent: _shared_step(other.parent, identity, schedule, batches)
         for other in sorted(folder.parent.glob("*/identity.json"))
+        if other.parent.suffix != PREVIOUS
     }
     nearest = max(shared, key=lambda other: shared[other], default=None)
     if nearest is not None and shared[nearest]:
         _branch(folder, shared[nearest], nearest)
 
 
-def _shared_step(
-    other: Path, identity: dict[str, Any], schedule: Schedule, context_length: int, train_tokens: int
-) -> int:
+def _shared_step(other: Path, identity: dict[str, Any], schedule: Schedule, batches: Batches) -> int:
     """The last checkpoint of the run in `other` that a run of `identity` would have had too; 0 without one."""
     theirs = read_json(other / "identity.json", "remove this run's folder")
     if _without_length(theirs) != _without_length(identity):
         return 0
-    trunk = plan_schedule(TrainParams.model_validate(theirs["train"]), context_length, train_tokens).trunk
-    assert trunk is not None
+    params = TrainParams.model_validate(theirs["train"])
+    planned = plan_schedule(params, batches.context_length, batches.shards.tokens)
+    assert planned.trunk is not None
     assert schedule.trunk is not None
+    last = min(planned.trunk, schedule.trunk)
+    if last == planned.steps and (last % params.log_every or last % params.eval_every):
+        last -= 1  # a run's last step is logged and validated out of turn, which a longer run's is not
     steps = [int(seal.stem.removeprefix("step-")) for seal in (other / "checkpoints").glob("step-*.json")]
-    return max((step for step in steps if step <= min(trunk, schedule.trunk)), default=0)
+    return max((step for step in steps if step <= last), default=0)
 
 
 def _without_length(identity: dict[str, Any]) -> dict[str, Any]:
@@ -55,12 +58,13 @@ def _without_length(identity: dict[str, Any]) -> dict[str, Any]:
 def _branch(folder: Path, step: int, other: Path) -> None:
     content = (other / "metrics.jsonl").read_bytes()  # the other run may be at work: its last line may be half there
     lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+    for stale in (folder / "checkpoints").glob("*"):  # of a start that was killed here, and branched off further on
+        stale.unlink()
     with write_file(folder / "metrics.jsonl") as file:  # first: a checkpoint must not know more than the log
         file.writelines(line for line in lines if json.loads(line)["step"] <= step)
     (folder / "checkpoints").mkdir(exist_ok=True)
     for suffix in (".safetensors", ".json"):
         name = f"checkpoints/step-{step:08d}{suffix}"
-        (folder / name).unlink(missing_ok=True)  # of a start that was killed here
         try:
             os.link(other / name, folder / name)
         except FileNotFoundError:

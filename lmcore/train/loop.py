@@ -18,6 +18,7 @@ from lmcore.train.interrupt import Interrupt
 from lmcore.train.run import Record, Run
 from lmcore.train.schedule import Schedule
 from lmcore.train.settings import TrainParams
+from lmcore.train.sharding import whole_weights
 from lmcore.train.state import TrainState
 from lmcore.train.step import accumulate_gradients, update_weights
 
@@ -103,9 +104,14 @@ def load_windows(batches: Batches, step: int, hardware: Hardware, world: World) 
 
 
 def measure(state: TrainState, validate: Validate, hardware: Hardware, step: int) -> Record:
-    """The validation loss of the weights, or of their moving average if there is one, as entries of a record."""
+    """The validation loss of the weights, or of their moving average if there is one, as entries of a record.
+
+    Every process measures the same: it takes no longer than if the others waited, and FSDP, whose modules remember
+    their last forward pass, came to a standstill when one process alone had made it.
+    """
     # As written: another batch size and no gradient would be compiled anew.
-    with state.averaged(), hardware.autocast(), torch.compiler.set_stance("force_eager"):
+    eager = torch.compiler.set_stance("force_eager")
+    with state.averaged(), whole_weights(state.objective), hardware.autocast(), eager:
         measured = validate(state.model)
     require_finite(measured.loss, "the validation loss", step)
     return {"val_loss": measured.loss, "bits_per_byte": measured.bits_per_byte}

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -20,8 +20,12 @@ FP32 = 4  # bytes
 MUON_WORK = 18  # bytes per number of the equally shaped matrices that it treats together; measured, 14 in bfloat16
 # Activations of the MLP's width that its gradient needs: SwiGLU's two inputs, the gate's activation and the product.
 MLP_WIDTHS = {"gelu": 2, "relu2": 2, "swiglu": 4}
-# The part of all memory that an `auto` micro-batch may fill. Main memory is shared with everything else that runs.
+# The part of a device's memory that an `auto` micro-batch may fill. Main memory is shared with all else that runs.
 FILLED = {"cpu": 0.5, "mps": 0.5, "cuda": 0.9}
+# The part of the free memory that eager tensors can fill on a CPU: between them glibc's heap keeps gaps. A step of
+# 2.2 GB by its tensors took 3.7 GB (6 x 384, 32 x 256 tokens, fp32), one of 0.8 GB took 1.0. Compiled ones took less
+# than the estimate.
+HEAP_FILLED = 0.6
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,7 @@ def estimate_memory(
     | optimizer   | AdamW 8 per parameter; Muon 4 for the matrices inside blocks and 8 for the rest; average 4   |
     | logits      | scores, their log-probabilities and the gradient (`_logits_bytes`)                           |
     | activations | what the blocks keep for their gradients (`_block_bytes`), with `activation_checkpointing`   |
-    |             | their inputs alone; or, where it is more, what a later moment needs beyond the logits: a     |
-    |             | block computed again, the gradients of a tied embedding, Muon's work                         |
+    |             | their inputs alone; or what a later moment needs beyond the logits, if that is more          |
 
     Without `compiled` this is what eager PyTorch keeps; the compiler keeps as much or less, but for attention on a CPU.
     """
@@ -75,15 +78,10 @@ def estimate_memory(
     numbers = counts.all * (3 if ema else 2) - (counts.matrices if optimizer == "muon" else 0)
     tokens = micro_batch_size * model_params.context_length
     logits = _logits_bytes(model_params, vocab_size, tokens)
-    block = micro_batch_size * _block_bytes(model_params, precision, device, compiled)
     # Autocast casts each matrix once per pass and keeps the copy.
-    block += 0 if precision == "fp32" else DTYPES[precision].itemsize * counts.matrices // model_params.n_layers
-    norm = tokens * _norm_bytes(model_params, FP32)
-    kept = norm + model_params.n_layers * block
-    moments = [kept + logits]
-    if activation_checkpointing:
-        kept = norm + model_params.n_layers * tokens * model_params.d_model * FP32
-        moments = [kept + logits, kept + block]
+    cast = 0 if precision == "fp32" else DTYPES[precision].itemsize * counts.matrices // model_params.n_layers
+    block = micro_batch_size * _block_bytes(model_params, precision, device, compiled) + cast
+    moments = list(_moments(model_params, tokens, block, logits, precision, activation_checkpointing))
     if model_params.tie_embeddings:  # the gradients of head and embedding are added when all else is gone
         moments.append(3 * FP32 * vocab_size * model_params.d_model)
     if optimizer == "muon":
@@ -102,6 +100,22 @@ def estimate_memory(
     )
 
 
+def _moments(
+    params: ModelParams, tokens: int, block: int, logits: int, precision: Precision, checkpointing: bool
+) -> Iterator[int]:
+    """Bytes beside the weights at the end of the forward pass and, if blocks are computed again, after that.
+
+    `block` bytes are what one block keeps. A block that is computed again is there with its widest gradient.
+    """
+    norm = tokens * _norm_bytes(params, FP32)
+    if not checkpointing:
+        yield norm + params.n_layers * block + logits
+        return
+    inputs = norm + params.n_layers * tokens * params.d_model * FP32
+    yield inputs + logits
+    yield inputs + block + tokens * DTYPES[precision].itemsize * MLP_WIDTHS[params.mlp] // 2 * params.ff_width
+
+
 class ParameterCounts(NamedTuple):
     """Trainable numbers, tied weights once: all, those in matrices inside blocks, those of the most common shape."""
 
@@ -113,8 +127,7 @@ class ParameterCounts(NamedTuple):
 @functools.cache
 def count_parameters(params: ModelParams, vocab_size: int) -> ParameterCounts:
     """What a model would have, without its memory."""
-    with torch.device("meta"):
-        weights = dict(GPT(params, vocab_size).named_parameters())
+    weights = dict(GPT.outline(params, vocab_size).named_parameters())
     sets: Counter[torch.Size] = Counter()
     for name, weight in weights.items():
         if is_hidden_matrix(name, weight):
@@ -161,16 +174,14 @@ def _norm_bytes(params: ModelParams, product: int) -> int:
 
 
 def _logits_bytes(params: ModelParams, vocab_size: int, tokens: int) -> int:
-    """Head and loss: three times the scores in fp32; in pieces, the gradients of the head's weight and its input twice.
+    """Head and loss: scores, log-probabilities and the gradient in fp32, and the scores before a cap.
 
-    Capped scores keep what the cap needs as well, and are never in pieces.
+    In pieces (`WHOLE_LOGITS_BYTES`) a piece five times, and the gradients of the head's weight and input twice.
     """
     whole = FP32 * tokens * vocab_size
-    if params.logit_softcap is not None:
-        return 5 * whole
     if whole <= WHOLE_LOGITS_BYTES:
-        return 3 * whole
-    return 2 * FP32 * params.d_model * (vocab_size + tokens)
+        return whole * (3 if params.logit_softcap is None else 4)
+    return 5 * WHOLE_LOGITS_BYTES + 2 * FP32 * params.d_model * (vocab_size + tokens)
 
 
 def fit_to_memory(
@@ -195,17 +206,20 @@ def fit_to_memory(
         device=hardware.device,
         compiled=hardware.compile,
     )
-    # Cards belong to one process each; the processor's memory is shared.
-    sharers = 1 if hardware.device == "cuda" else hardware.processes
     size = hardware.micro_batch_size
     if not hardware.micro_batch_asked:
-        limit = int(FILLED[hardware.device] * total_memory(hardware.device)) // sharers
-        size = choose_micro_batch(estimate, limit, size)
+        limit = FILLED[hardware.device] * total_memory(hardware.device)
+        size = choose_micro_batch(estimate, _usable(limit, hardware), size)
     chosen = replace(hardware, micro_batch_size=size)
-    require_fit(
-        functools.partial(estimate, micro_batch_size=size), available_memory(hardware.device) // sharers, chosen
-    )
+    require_fit(functools.partial(estimate, micro_batch_size=size), available_memory(hardware.device), chosen)
     return chosen
+
+
+def _usable(memory: float, hardware: Hardware) -> int:
+    """What one process's tensors can fill of `memory`: cards belong to one process each, main memory is shared."""
+    if hardware.device == "cuda":
+        return int(memory)
+    return int(memory * (1.0 if hardware.compile else HEAP_FILLED) / hardware.processes)
 
 
 def choose_micro_batch(estimate: Estimate, memory: int, most: int) -> int:
@@ -215,17 +229,18 @@ def choose_micro_batch(estimate: Estimate, memory: int, most: int) -> int:
 
 def require_fit(estimate: Estimate, available: int, hardware: Hardware) -> None:
     """Raise ParameterError if a step does not fit into `available` bytes: what it needs, and the cheapest way out."""
-    needed = estimate()
-    if needed.total > available:
+    needed, usable = estimate(), _usable(available, hardware)
+    if needed.total > usable:
         raise ParameterError(
-            f"hardware.micro_batch_size={hardware.micro_batch_size}: a training step needs {format_memory(needed)} and "
-            f"{_show(available)} of {hardware.device} memory is free; {_suggest_fit(estimate, available, hardware)}"
+            f"hardware.micro_batch_size={hardware.micro_batch_size}: a training step needs {format_memory(needed)}, "
+            f"but of {_show(available)} that are free on device {hardware.device} a process can fill {_show(usable)}; "
+            f"{_suggest_fit(estimate, usable, hardware)}"
         )
 
 
-def _suggest_fit(estimate: Estimate, available: int, hardware: Hardware) -> str:
+def _suggest_fit(estimate: Estimate, usable: int, hardware: Hardware) -> str:
     """The first change, from the one that costs least, with which a step fits."""
-    size = choose_micro_batch(estimate, available, hardware.micro_batch_size)
+    size = choose_micro_batch(estimate, usable, hardware.micro_batch_size)
     one = {"micro_batch_size": 1}
     recomputed = {**one, "activation_checkpointing": True}
     ways = [
@@ -235,7 +250,7 @@ def _suggest_fit(estimate: Estimate, available: int, hardware: Hardware) -> str:
     if hardware.processes > 1:
         sharded = {**recomputed, "shards": hardware.processes}
         ways.append(("set hardware.micro_batch_size=1, activation_checkpointing=true and sharding=full", sharded))
-    fitting = (way for way, changes in ways if estimate(**changes).total <= available)
+    fitting = (way for way, changes in ways if estimate(**changes).total <= usable)
     return next(fitting, "free some, or make model.n_layers, model.d_model or model.context_length smaller")
 
 

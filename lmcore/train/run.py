@@ -16,6 +16,7 @@ from lmcore.progress import say, warn
 
 FORMAT = 1
 KEY_LENGTH = 16
+PREVIOUS = ".previous"  # what the name of a run ends in that was complete and is trained again
 Record = dict[str, Any]
 
 
@@ -128,25 +129,30 @@ def run_key(identity: dict[str, Any]) -> str:
 
 
 @contextmanager
-def open_run(runs: Path, identity: dict[str, Any], begin: Callable[[Path], None] = lambda _: None) -> Iterator[Run]:
+def open_run(
+    runs: Path, identity: dict[str, Any], begin: Callable[[Path, dict[str, Any]], None] = lambda *_: None
+) -> Iterator[Run]:
     """The run that `identity` (parameters, fingerprints) names, locked for this process.
 
     An incomplete run is taken up where it stopped. A complete one is asked for again on purpose (changed code,
     `dvc repro --force`): it starts afresh and the old state is kept as KEY.previous. But when we waited for another
-    process that has just completed it, its result is used. `begin` is called with the folder of one that starts.
+    process that has just completed it, its result is used. `begin` is called with the folder of one that starts for the
+    first time.
     """
     key = run_key(identity)
     folder = runs / key
     runs.mkdir(parents=True, exist_ok=True)
     with (runs / f"{key}.lock").open("w") as lock:
         waited = _acquire(lock.fileno(), key)
+        previous = runs / f"{key}{PREVIOUS}"
         if (folder / "summary.json").exists() and not waited:
-            say(f"run {key} is complete and was asked for again: starting afresh, its state is kept as {key}.previous")
-            shutil.rmtree(runs / f"{key}.previous", ignore_errors=True)
-            folder.rename(runs / f"{key}.previous")
+            say(f"run {key} is complete and was asked for again: starting afresh, its state is kept as {previous.name}")
+            shutil.rmtree(previous, ignore_errors=True)
+            folder.rename(previous)
         if not (folder / "identity.json").exists():
             folder.mkdir(exist_ok=True)
-            begin(folder)
+            if not previous.exists():  # what was asked for again takes over nothing, which other code may have made
+                begin(folder, identity)
             write_json(folder / "identity.json", identity)
         yield Run(folder)
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lmcore.train.branch import adopt_trunk
 from lmcore.train.checkpoint import Checkpoints
 from lmcore.train.interrupt import catch_signals, follow_parent
 from lmcore.train.loop import Validate, train
+from lmcore.train.memory import find_micro_batch, fit_to_memory
 from lmcore.train.optimizer import build_optimizers
 from lmcore.train.outputs import MODEL_FOLDER, write_outputs
 from lmcore.train.run import Run, open_run, run_key
@@ -31,6 +33,7 @@ from lmcore.train.settings import TrainParams
 from lmcore.train.sharding import distribute, gather_tensor
 from lmcore.train.state import TrainState
 
+Begin = Callable[[Path, dict[str, Any]], None]
 Track = Callable[[TrackedRun], AbstractContextManager[None]]
 
 
@@ -55,56 +58,60 @@ def run_training(
     started = time.monotonic()
     schedule = plan_schedule(params, batches.context_length, dataset.train.tokens)
     state = build_state(model, params, hardware, world)
-    science = {"model": model.params.model_dump(), "train": params.model_dump()}
-    identity = {**science, **dataset.fingerprints, **origin}
-    if world.is_main:
-        say(describe_training(model, schedule, hardware, dataset, batches, world))
-        if hugging_face_architecture(model.params) is None:
-            warn(f"the export stage will refuse this model: {explain_misfit(model.params)}")
+    hardware = confirm_micro_batch(state, hardware, batches)
+    science, fingerprints = describe_science(model, params), {**dataset.fingerprints, **origin}
+    announce(model, schedule, hardware, dataset, batches, world)
+    adopt = partial(adopt_trunk, schedule=schedule, batches=batches)
     follow_parent()
-    adopt = partial(
-        adopt_trunk,
-        identity=identity,
-        schedule=schedule,
-        context_length=batches.context_length,
-        train_tokens=dataset.train.tokens,
-    )
-    with enter_run(project_root() / "runs", identity, world, adopt) as (folder, run), catch_signals() as interrupt:
-        with Checkpoints(folder / "checkpoints", params.keep_checkpoints) as checkpoints:
-            step = restore(state, checkpoints, world)
-            if world.is_main:
-                say(f"run {folder.name}: " + (f"going on from step {step}" if step else "starting"))
-            tracked = TrackedRun(folder, science, hardware.describe(), dataset.fingerprints, MODEL_FOLDER)
-            with track(tracked) if world.is_main else nullcontext():
-                with TrainingProgress(step, schedule.steps, batches.tokens_per_step, shown=world.is_main) as progress:
-                    train(
-                        state,
-                        batches,
-                        schedule,
-                        params,
-                        hardware,
-                        world,
-                        step=step,
-                        validate=validate,
-                        run=run,
-                        checkpoints=checkpoints,
-                        progress=progress,
-                        interrupt=interrupt,
-                    )
-                checkpoints.finish()
-                with state.averaged():
-                    whole = gather_model(state)
-                if run is not None:
-                    write_outputs(run, whole, science, {**dataset.fingerprints, **origin}, dataset.tokenizer)
-        if run is not None:
-            run.complete(
-                {
-                    "seconds": round(time.monotonic() - started, 3),
-                    "tokens_per_second": round(progress.tokens_per_second, 1),
-                    "peak_memory_bytes": peak_memory_bytes(),
-                    "hardware": hardware.describe(),
-                }
+    with (
+        enter_run(project_root() / "runs", {**science, **fingerprints}, world, adopt) as (folder, run),
+        Checkpoints(folder / "checkpoints", params.keep_checkpoints) as checkpoints,
+        catch_signals() as interrupt,
+    ):
+        step = restore(state, checkpoints, world)
+        if world.is_main:
+            say(f"run {folder.name}: " + (f"going on from step {step}" if step else "starting"))
+        tracked = TrackedRun(folder, science, hardware.describe(), dataset.fingerprints, MODEL_FOLDER)
+        with (
+            track(tracked) if world.is_main else nullcontext(),
+            TrainingProgress(step, schedule.steps, batches.tokens_per_step, shown=world.is_main) as progress,
+        ):
+            train(
+                state,
+                batches,
+                schedule,
+                params,
+                hardware,
+                world,
+                step=step,
+                validate=validate,
+                run=run,
+                checkpoints=checkpoints,
+                progress=progress,
+                interrupt=interrupt,
             )
+            checkpoints.finish()
+            with state.averaged():
+                whole = gather_model(state)
+                if run is not None:
+                    write_outputs(run, whole, science, fingerprints, dataset.tokenizer)
+        if run is not None:
+            run.complete(summarise_run(time.monotonic() - started, progress, hardware))
+
+
+def describe_science(model: GPT, params: TrainParams) -> dict[str, Any]:
+    """The parameters that the run's numbers depend on."""
+    return {"model": model.params.model_dump(), "train": params.model_dump()}
+
+
+def summarise_run(seconds: float, progress: TrainingProgress, hardware: Hardware) -> dict[str, Any]:
+    """What this machine at this time explains."""
+    return {
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(progress.tokens_per_second, 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "hardware": hardware.describe(),
+    }
 
 
 def build_state(model: GPT, params: TrainParams, hardware: Hardware, world: World) -> TrainState:
@@ -135,9 +142,7 @@ def build_state(model: GPT, params: TrainParams, hardware: Hardware, world: Worl
 
 
 @contextmanager
-def enter_run(
-    runs: Path, identity: dict[str, Any], world: World, begin: Callable[[Path], None]
-) -> Iterator[tuple[Path, Run | None]]:
+def enter_run(runs: Path, identity: dict[str, Any], world: World, begin: Begin) -> Iterator[tuple[Path, Run | None]]:
     """The run's folder and, in the main process, which alone writes there, the run itself, locked."""
     if world.is_main:
         with open_run(runs, identity, begin) as run:
@@ -173,23 +178,27 @@ def gather_model(state: TrainState) -> GPT:
     return whole
 
 
-def describe_training(
+def announce(
     model: GPT, schedule: Schedule, hardware: Hardware, dataset: TokenDataset, batches: Batches, world: World
-) -> str:
-    """What follows from the parameters, the data and the machine, each with its derivation."""
+) -> None:
+    """Say what follows from the parameters, the data and the machine, each with its derivation."""
+    if not world.is_main:
+        return
     tokens = schedule.steps * batches.tokens_per_step
     share = batches.batch_size // world.size
     compiled = "compiled" if hardware.compile else "not compiled"
-    return "\n".join(
-        [
-            f"model: {model.count_parameters():,} parameters, vocabulary {model.vocab_size:,} (the tokenizer's)",
-            f"tokens: {schedule.steps:,} steps x {batches.batch_size} sequences x {batches.context_length} tokens "
-            f"= {tokens:,}, or {tokens / dataset.train.tokens:.2f} epochs of {dataset.train.tokens:,}",
-            f"machine: profile {hardware.profile}, {world.size} x {hardware.device}, {hardware.precision} "
-            f"({hardware.precision_reason}), {hardware.threads} threads, {hardware.micro_batch_size} of {share} "
-            f"sequences at once, {compiled} ({hardware.compile_reason})",
-        ]
+    say(f"model: {model.count_parameters():,} parameters, vocabulary {model.vocab_size:,} (the tokenizer's)")
+    say(
+        f"tokens: {schedule.steps:,} steps x {batches.batch_size} sequences x {batches.context_length} tokens "
+        f"= {tokens:,}, or {tokens / dataset.train.tokens:.2f} epochs of {dataset.train.tokens:,}"
     )
+    say(
+        f"machine: profile {hardware.profile}, {world.size} x {hardware.device}, {hardware.precision} "
+        f"({hardware.precision_reason}), {hardware.threads} threads, {hardware.micro_batch_size} of {share} "
+        f"sequences at once, {compiled} ({hardware.compile_reason})"
+    )
+    if hugging_face_architecture(model.params) is None:
+        warn(f"the export stage will refuse this model: {explain_misfit(model.params)}")
 
 
 def plan_hardware(
@@ -203,4 +212,21 @@ def plan_hardware(
     context, vocab_size = model_params.context_length, dataset.tokenizer.vocab_size
     tokens = plan_schedule(params, context, dataset.train.tokens).steps * params.batch_size * context
     flops = estimate_flops(GPT.outline(model_params, vocab_size).count_parameters(), tokens)
-    return resolve_hardware(request, settings, params.batch_size, context, flops)
+    hardware = resolve_hardware(request, settings, params.batch_size, context, flops)
+    ema = params.ema_decay is not None
+    return fit_to_memory(hardware, model_params, vocab_size, optimizer=params.optimizer, ema=ema)
+
+
+def confirm_micro_batch(state: TrainState, hardware: Hardware, batches: Batches) -> Hardware:
+    """On a card, a micro-batch that nobody asked for is tried, and halved until it fits."""
+    if hardware.device != "cuda" or hardware.micro_batch_asked:
+        return hardware
+    windows = torch.zeros(hardware.micro_batch_size, batches.context_length + 1, dtype=torch.int64, device="cuda")
+
+    def try_step(size: int) -> None:
+        with hardware.autocast():
+            state.objective(windows[:size, :-1], windows[:size, 1:]).backward()
+        for optimizer in state.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    return replace(hardware, micro_batch_size=find_micro_batch(try_step, hardware.micro_batch_size))

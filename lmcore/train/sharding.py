@@ -104,9 +104,12 @@ def whole_weights(objective: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        if shards:
+            # Cuts up the weights, and forgets which blocks ran: FSDP fetches them in that order in the next backward
+            # pass, and processes that had run different ones waited for each other for ever.
+            shards[0].reset_iter_state()
         for number, shard in enumerate(shards):
-            shard.reshard()
-            shard.set_reshard_after_forward(number > 0, recurse=False)  # as fully_shard has it: the root stays
+            shard.set_reshard_after_forward(number > 0, recurse=False)  # as fully_shard has it: the root stays whole
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:

@@ -91,3 +91,12 @@ def test_measuring_counts_bytes_tokens_and_unused_entries() -> None:
 def test_no_text_to_measure_is_a_data_error(texts: list[list[str]]) -> None:
     with pytest.raises(DataError, match="the train documents hold no text"):
         measure_tokenizer(ByteTokenizer.create(), texts)
+
+
+def test_a_models_tokenizer_is_taken_as_it_is(tmp_path: Path) -> None:
+    first = train_tokenizer(params(vocab_size=300), [["some text, some more text"]])
+    first.save(tmp_path / "model")
+    again = train_tokenizer(params(kind="pretrained", name=str(tmp_path / "model")), [["quite other words"]])
+    assert again.fingerprint == first.fingerprint
+    with pytest.raises(ArtifactError, match=r"none/tokenizer\.json does not exist"):
+        train_tokenizer(params(kind="pretrained", name=f"{tmp_path}/none"), [["x"]])

@@ -1,0 +1,5 @@
+"""`python -m lmcore` is the command `lmcore`."""
+
+from lmcore.cli import main
+
+main()

@@ -1,0 +1,240 @@
+"""What is so with this machine and this project, and for what is wrong the command that mends it."""
+
+import fcntl
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lmcore.errors import LmcoreError, ParameterError
+from lmcore.files import read_json
+from lmcore.forecast import EXPLANATION, Forecast, forecast, measure_peak, show_bytes, show_count, show_duration
+from lmcore.machine import available_memory, total_memory
+from lmcore.model.gpt import ModelParams
+from lmcore.params import parse_section, read_params
+from lmcore.rewrite import Change, compare_values
+from lmcore.train.settings import TrainParams
+
+PACKAGES = {"torch": "torch", "DVC": "dvc", "MLflow": "mlflow"}
+MADE = ("data", "models", "reports", "runs")
+SPARE_CHECKPOINTS = 3  # beside train.keep_checkpoints: the best, the end of a constant phase, the one being written
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is so; with a `remedy`, a command, what to do about it: worth a thought, or nothing goes on without it."""
+
+    text: str
+    remedy: str | None = None
+    needs_user: bool = False
+
+    def __str__(self) -> str:
+        label = "MEND" if self.needs_user else "note" if self.remedy else "ok"
+        return f"{label:4}  {self.text}" + (f"  =>  {self.remedy}" if self.remedy else "")
+
+
+def examine(root: Path) -> Iterator[Finding]:
+    """All findings on the project in `root`. Raises ParameterError if there is none."""
+    if not (root / "dvc.yaml").exists():
+        raise ParameterError(f"{root} holds no dvc.yaml: run in the project's folder")
+    yield from _find_versions()
+    try:
+        values = read_params(root / "params.yaml")
+        yield from _find_resources(root, values)
+        yield from _find_unfinished_runs(root / "runs", values)
+    except LmcoreError as error:
+        yield Finding(str(error), "edit params.yaml", needs_user=True)
+    yield from _find_git_state(root)
+    yield from _find_dvc_lock(root)
+    yield from _find_leftovers(root)
+
+
+def _find_versions() -> Iterator[Finding]:
+    found = [f"Python {platform.python_version()}"]
+    for name, package in PACKAGES.items():
+        try:
+            found.append(f"{name} {version(package)}")
+        except PackageNotFoundError:
+            yield Finding(f"{name} is not installed", "make setup", needs_user=True)
+    yield Finding(", ".join(found))
+
+
+def _find_resources(root: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
+    """What params.yaml asks for, and the processor or card, memory, time and disk that there are for it."""
+    predicted = forecast(values)
+    hardware, size = predicted.hardware, predicted.size
+    compiled = "compiled" if hardware.compile else "not compiled"
+    peak = measure_peak(hardware.device, hardware.precision)
+    yield Finding(
+        f"hardware: profile {hardware.profile}, {hardware.processes} x {hardware.device}, {hardware.precision} "
+        f"({hardware.precision_reason}), {hardware.threads} threads, {compiled} ({hardware.compile_reason}), "
+        f"matrix products measured at {peak / 1e9:,.0f} GFLOP/s"
+    )
+    yield Finding(
+        f"params.yaml: {show_count(size.parameters)} parameters, {show_count(size.tokens)} tokens, about "
+        f"{show_duration(predicted.seconds)} of training here (estimated: {EXPLANATION})"
+    )
+    yield _judge_memory(predicted)
+    keep = parse_section(TrainParams, "train", values["train"]).keep_checkpoints
+    yield _judge_disk(shutil.disk_usage(root).free, predicted, keep)
+
+
+def _judge_memory(predicted: Forecast) -> Finding:
+    if predicted.obstacle:
+        return Finding(f"memory: {predicted.obstacle}", "change params.yaml so", needs_user=True)
+    device = predicted.hardware.device
+    return Finding(
+        f"memory: a step of {predicted.hardware.micro_batch_size} sequences needs {show_bytes(predicted.memory.total)} "
+        f"(estimated), {show_bytes(available_memory(device))} of {show_bytes(total_memory(device))} are free"
+    )
+
+
+def _judge_disk(free: int, predicted: Forecast, keep: int) -> Finding:
+    shards = predicted.hardware.processes if predicted.hardware.sharding == "full" else 1
+    needed = (keep + SPARE_CHECKPOINTS) * (predicted.memory.parameters + predicted.memory.optimizer) * shards
+    text = f"disk: {show_bytes(free)} free, checkpoints take up to {show_bytes(needed)}"
+    if free < needed:
+        return Finding(text, "free some space, or lower train.keep_checkpoints", needs_user=True)
+    return Finding(text)
+
+
+def _find_unfinished_runs(runs: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
+    """The trainings that are under way, and those that stopped, with the way to go on."""
+    current = {
+        "model": parse_section(ModelParams, "model", values.get("model")).model_dump(),
+        "train": parse_section(TrainParams, "train", values.get("train")).model_dump(),
+    }
+    for path in sorted(runs.glob("*/identity.json")):
+        folder = path.parent
+        if (folder / "summary.json").exists():
+            continue
+        lock = runs / f"{folder.name}.lock"
+        step = _last_checkpoint(folder)
+        if lock.exists() and _is_locked(lock):
+            yield Finding(f"runs/{folder.name} is being trained by {_name_holders(lock)}, last saved at step {step}")
+            continue
+        remove = f"rm -r runs/{folder.name}"
+        try:
+            identity = read_json(path, remove)
+            wanted = compare_values(current, {section: identity[section] for section in current})
+        except (LmcoreError, KeyError, AttributeError):
+            yield Finding(f"runs/{folder.name}/identity.json is damaged", remove, needs_user=True)
+            continue
+        text = f"runs/{folder.name} stopped at step {step} and goes on where text and tokenizer are those it began with"
+        yield Finding(text, f"{_go_on(wanted)}, or {remove}", needs_user=True)
+
+
+def _last_checkpoint(run: Path) -> int:
+    """The step of the newest checkpoint that was sealed; 0 without one."""
+    seals = (run / "checkpoints").glob("step-*.json")
+    return max((int(seal.stem.removeprefix("step-")) for seal in seals), default=0)
+
+
+def _go_on(changes: list[Change]) -> str:
+    """The command that goes on with a run whose parameters differ from params.yaml by `changes`."""
+    settings = [f"{change.section}.{change.key}={json.dumps(change.new).strip(chr(34))}" for change in changes]
+    return "dvc repro" if not settings else " ".join(["dvc exp run", *(f"-S {shlex.quote(each)}" for each in settings)])
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process holds the lock; asked for a shared one, so that two doctors do not see each other."""
+    with path.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _name_holders(path: Path) -> str:
+    """The processes that have the file open: the one that holds it, and those that wait for it."""
+    holders = []
+    for process in sorted(Path("/proc").glob("[0-9]*")):
+        try:
+            is_open = any(link.readlink() == path.resolve() for link in (process / "fd").iterdir())
+        except OSError:  # it has ended meanwhile, or is somebody else's
+            continue
+        if is_open:
+            holders.append(f"process {process.name} ({_command(int(process.name))})")
+    return ", ".join(holders) or "another process"
+
+
+def _find_git_state(root: Path) -> Iterator[Finding]:
+    if not shutil.which("git"):
+        yield Finding("git is not installed, and DVC needs it", "install git", needs_user=True)
+        return
+    command = ["git", "status", "--porcelain=v2", "--branch"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if result.returncode:
+        yield Finding(f"git: {result.stderr.strip().splitlines()[0]}", "git init", needs_user=True)
+        return
+    lines = result.stdout.splitlines()
+    facts = dict(line.removeprefix("# ").split(" ", 1) for line in lines if line.startswith("# "))
+    changed = sum(not line.startswith("# ") for line in lines)
+    branch, commit = facts["branch.head"], facts["branch.oid"][:7]
+    if branch == "(detached)":
+        yield Finding(f"git: at {commit} on no branch, where new commits get lost", "git switch --create NAME")
+    if changed:
+        yield Finding(f"git: {changed} files differ from commit {commit}: what runs now has no commit", "git commit -a")
+    else:
+        yield Finding(f"git: nothing differs from commit {commit}")
+
+
+def _find_dvc_lock(root: Path) -> Iterator[Finding]:
+    """Who works through DVC. What a killed one left behind counts again when another process gets its number."""
+    path = root / ".dvc" / "tmp" / "rwlock"
+    remove = f"rm {path.relative_to(root)}"
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entries = [entry for entries in content.get("read", {}).values() for entry in entries]
+        holders = {(entry["pid"], entry["cmd"]) for entry in [*entries, *content.get("write", {}).values()]}
+    except (ValueError, LookupError, AttributeError, TypeError):
+        yield Finding(".dvc/tmp/rwlock is damaged, and DVC will not start", remove, needs_user=True)
+        return
+    for pid, told in sorted(holders):
+        command = _command(pid)
+        if command is None:
+            yield Finding(f".dvc/tmp/rwlock names process {pid} (`{told}`), which is gone; DVC passes over it", remove)
+        elif "dvc" in command:
+            yield Finding(f"`{told}` is at work as process {pid}")
+        else:
+            text = f".dvc/tmp/rwlock names process {pid} (`{told}`), which is another program now, and DVC waits for it"
+            yield Finding(text, remove, needs_user=True)
+
+
+def _command(pid: int) -> str | None:
+    """The command line of a process that lives, `dvc or another` where the system has no /proc; None if it is dead."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:  # it lives, and belongs to somebody else
+        pass
+    path = Path("/proc", str(pid), "cmdline")
+    return path.read_text().replace("\0", " ").strip() if path.exists() else "dvc or another"
+
+
+def _find_leftovers(root: Path) -> Iterator[Finding]:
+    """`.NAME.partial-PID`, where killed processes were writing NAME; whoever writes NAME next removes them."""
+    pattern = ".*.partial-*"
+    for place in sorted([*root.glob(pattern), *(path for name in MADE for path in (root / name).rglob(pattern))]):
+        named = re.fullmatch(r"\.(.+)\.partial-(\d+)", place.name)
+        if not named or _command(int(named[2])) is not None:
+            continue
+        target, shown = place.with_name(named[1]), place.relative_to(root)
+        remove = f"rm -r {shlex.quote(str(shown))}"
+        if (place / "old").exists() and not target.exists():  # killed between two renames
+            restore = f"mv {shlex.quote(f'{shown}/old')} {shlex.quote(str(target.relative_to(root)))}"
+            yield Finding(f"{shown}/old is all there is of {target.name}", f"{restore} && {remove}", needs_user=True)
+        else:
+            yield Finding(f"{shown} was left by a process that was killed", remove)

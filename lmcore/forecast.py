@@ -1,0 +1,157 @@
+"""What params.yaml asks for, before anything runs: parameters, tokens, memory, and the time that this machine takes."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lmcore.errors import ParameterError
+from lmcore.files import project_root
+from lmcore.hardware import Hardware, HardwareParams, resolve_hardware
+from lmcore.machine import measure_peak_flops
+from lmcore.model.gpt import GPT, ModelParams
+from lmcore.params import parse_section
+from lmcore.tokenizer.load import TokenizerParams, load_tokenizer
+from lmcore.train.memory import MemoryEstimate, estimate_memory, fit_to_memory
+from lmcore.train.schedule import estimate_flops, plan_schedule
+from lmcore.train.settings import TrainParams
+
+# Share of the fastest matrix product that a training step is taken to reach. On two cores with AMX a 10.6M model had
+# 0.54 in fp32 and 0.27 in bfloat16, compiled; on one large GPU 0.5 is what this project aims at.
+EFFICIENCY = 0.4
+EXPLANATION = f"6 operations per parameter and token, at {EFFICIENCY:.0%} of its fastest matrix product"
+
+BYTE_VOCABULARY = 257
+CHAR_VOCABULARY = 65 + BYTE_VOCABULARY  # tinyshakespeare's; another text's is known once its tokenizer is trained
+# Entries of tiktoken's encodings up to the highest that is kept, ordinary or end-of-text.
+PUBLISHED_VOCABULARIES = {
+    "gpt2": 50_257,
+    "r50k_base": 50_257,
+    "p50k_base": 50_281,
+    "p50k_edit": 50_281,
+    "cl100k_base": 100_258,
+    "o200k_base": 200_000,
+    "o200k_harmony": 200_000,
+}
+
+DURATIONS = [
+    (2 * 365 * 86_400, 365 * 86_400, "years"),
+    (2 * 86_400, 86_400, "days"),
+    (5_400, 3_600, "h"),
+    (90, 60, "min"),
+]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What does not depend on the machine; `tokens` is None where the corpus decides (train.epochs)."""
+
+    parameters: int
+    vocab_size: int
+    tokens: int | None
+
+    @property
+    def flops(self) -> float | None:
+        """Operations of the whole training."""
+        return None if self.tokens is None else estimate_flops(self.parameters, self.tokens)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A size and what this machine makes of it. Memory is a process's; `seconds` is None where the tokens are."""
+
+    size: Size
+    hardware: Hardware
+    memory: MemoryEstimate
+    obstacle: str | None  # why a step does not fit into what is free; `memory` is that of a single sequence then
+    seconds: float | None
+
+
+def measure_size(values: Mapping[str, Any]) -> Size:
+    """The size of what `values` (all of params.yaml) ask for. Raises ParameterError."""
+    model = parse_section(ModelParams, "model", values.get("model"))
+    train = parse_section(TrainParams, "train", values.get("train"))
+    vocab_size = expect_vocabulary(parse_section(TokenizerParams, "train_tokenizer", values.get("train_tokenizer")))
+    tokens = None
+    if train.epochs is None:
+        steps = plan_schedule(train, model.context_length, 0).steps
+        tokens = steps * train.batch_size * model.context_length
+    return Size(GPT.outline(model, vocab_size).count_parameters(), vocab_size, tokens)
+
+
+def expect_vocabulary(params: TokenizerParams) -> int:
+    """Entries that the tokenizer will have; `char` is a guess, and so is `bpe` where the text is too short for all."""
+    match params.kind:
+        case "bpe":
+            assert params.vocab_size is not None
+            return params.vocab_size
+        case "pretrained":
+            assert params.name is not None
+            return PUBLISHED_VOCABULARIES.get(params.name) or load_tokenizer(project_root() / params.name).vocab_size
+        case "byte":
+            return BYTE_VOCABULARY
+        case "char":
+            return CHAR_VOCABULARY
+
+
+def forecast(values: Mapping[str, Any]) -> Forecast:
+    """What this machine makes of `values` (all of params.yaml). Raises ParameterError for what it has not."""
+    size = measure_size(values)
+    model = parse_section(ModelParams, "model", values.get("model"))
+    train = parse_section(TrainParams, "train", values.get("train"))
+    request = parse_section(HardwareParams, "hardware", values.get("hardware"))
+    hardware = resolve_hardware(request, dict(values), train.batch_size, model.context_length, size.flops or 0.0)
+    ema, obstacle = train.ema_decay is not None, None
+    try:
+        hardware = fit_to_memory(hardware, model, size.vocab_size, optimizer=train.optimizer, ema=ema)
+    except ParameterError as error:
+        hardware, obstacle = replace(hardware, micro_batch_size=1), str(error)
+    memory = estimate_memory(
+        model,
+        size.vocab_size,
+        micro_batch_size=hardware.micro_batch_size,
+        optimizer=train.optimizer,
+        precision=hardware.precision,
+        activation_checkpointing=hardware.activation_checkpointing,
+        shards=hardware.processes if hardware.sharding == "full" else 1,
+        ema=ema,
+        device=hardware.device,
+        compiled=hardware.compile,
+    )
+    rate = measure_rate(hardware)
+    return Forecast(size, hardware, memory, obstacle, None if size.flops is None else size.flops / rate)
+
+
+def measure_rate(hardware: Hardware) -> float:
+    """FLOP/s that training is taken to reach, all processes together: EFFICIENCY of the measured peak."""
+    cards = hardware.processes if hardware.device == "cuda" else 1  # elsewhere all processes share one device
+    return EFFICIENCY * cards * measure_peak(hardware.device, hardware.precision)
+
+
+@functools.cache
+def measure_peak(device: str, precision: str) -> float:
+    """`measure_peak_flops`, once per process."""
+    return measure_peak_flops(device, precision)
+
+
+def show_count(number: float | None) -> str:
+    """Of parameters or tokens, in millions and beyond: 124 M, 20 B, 0.22 M; `?` for None."""
+    if number is None:
+        return "?"
+    rounded = float(f"{number:.3g}")
+    unit, name = next((pair for pair in ((1e12, "T"), (1e9, "B")) if rounded >= pair[0]), (1e6, "M"))
+    return f"{rounded / unit:.3g} {name}"
+
+
+def show_bytes(number: float) -> str:
+    """Memory or disk, two digits of it: 81 MB, 3.4 GB, 128 GB."""
+    unit, name = (1e9, "GB") if number >= 0.995e9 else (1e6, "MB")
+    return f"{number / unit:.2g} {name}" if number < 9.95 * unit else f"{number / unit:.0f} {name}"
+
+
+def show_duration(seconds: float | None) -> str:
+    """An estimate's first two digits: 40 s, 12 min, 3.5 h, 21 days, 4 years; `?` for None."""
+    if seconds is None:
+        return "?"
+    unit, name = next(((unit, name) for least, unit, name in DURATIONS if seconds >= least), (1, "s"))
+    return f"{float(f'{seconds / unit:.2g}'):,g} {name}"

@@ -1,0 +1,152 @@
+"""New values in params.yaml, and every other character as it was."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from lmcore.errors import ParameterError
+from lmcore.files import write_text
+
+Values = Mapping[str, Any]  # of params.yaml or a part of it: the sections by name, in each its keys
+
+COMMENT_GAP = 2  # spaces before a comment that its line's value pushes off the column of the others
+# What YAML 1.1 takes for something else than text is quoted, although DVC and we read YAML 1.2.
+PLAIN_TEXT = re.compile(r"(?!(?:true|false|null|yes|no|on|off|y|n)$)[a-z][\w./-]*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key that gets another value."""
+
+    section: str
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.section}.{self.key}: {show_value(self.old)} -> {show_value(self.new)}"
+
+
+def compare_values(old: Values, new: Values) -> list[Change]:
+    """What differs between `old` and `new`, for every key of every section of `new`."""
+    changes = []
+    for section, values in new.items():
+        before = old.get(section) or {}
+        for key, value in values.items():
+            if key not in before or not _equal(before[key], value):
+                changes.append(Change(section, key, before.get(key), value))
+    return changes
+
+
+def _equal(old: object, new: object) -> bool:
+    """Python takes True for 1."""
+    return old == new and isinstance(old, bool) == isinstance(new, bool)
+
+
+def rewrite_file(path: Path, changes: Sequence[Change], *, dry_run: bool = False) -> None:
+    """Give the keys in the YAML file at `path` their new values, whole or not at all; `dry_run` only tries.
+
+    Raises ParameterError, and writes nothing, for a key without a line or a file that cannot be changed in place.
+    """
+    text = path.read_bytes().decode("utf-8")
+    rewritten = rewrite(text, changes)
+    if not _holds(rewritten, text, changes):  # an anchor's value, say, is that of its aliases too
+        raise ParameterError(
+            f"{path} cannot be changed in place: write it in block style without anchors, or change it by hand: "
+            f"{'; '.join(map(str, changes))}"
+        )
+    if changes and not dry_run:
+        write_text(path, rewritten)
+
+
+def rewrite(text: str, changes: Sequence[Change]) -> str:
+    """The YAML `text` with the new values at their places; comments stay in their column.
+
+    ruamel.yaml says where the places are. Its own way of writing, the round trip, sets all lists of a file in one
+    indentation, and `dvc exp run -S` has another than params.yaml as it is published: lines would change whose values
+    do not.
+    """
+    root = YAML(typ="safe", pure=True).compose(text)
+    sections = {key.value: _children(section) for key, section in root.value}
+    column = _comment_column(text)
+    edits = []
+    for change in changes:
+        if change.key not in sections.get(change.section, {}):
+            raise ParameterError(
+                f"params.yaml has no {change.section}.{change.key}: write the line "
+                f"`{change.key}: {_spell(change.new)}` in its section {change.section}"
+            )
+        edits.append(_edit(text, *sections[change.section][change.key], change.new, column))
+    for start, end, replacement in sorted(edits, reverse=True):
+        text = text[:start] + replacement + text[end:]
+    return text
+
+
+def _holds(rewritten: str, text: str, changes: Sequence[Change]) -> bool:
+    """Whether `rewritten` is the YAML `text` with these changes and no others."""
+    yaml = YAML(typ="safe", pure=True)
+    wanted = yaml.load(text)
+    for change in changes:
+        wanted[change.section][change.key] = change.new
+    try:
+        return bool(yaml.load(rewritten) == wanted)
+    except YAMLError:
+        return False
+
+
+def _children(section: Node) -> Mapping[str, tuple[Node, Node]]:
+    """A section's nodes, key and value, by the key."""
+    return {key.value: (key, value) for key, value in section.value} if isinstance(section, MappingNode) else {}
+
+
+def _edit(text: str, key: Node, value: Node, new: Any, column: int) -> tuple[int, int, str]:
+    """From where to where `text` is replaced by what, so that the key has the `new` value."""
+    begin, end = value.start_mark.index, value.end_mark.index
+    if isinstance(value, SequenceNode) and isinstance(new, list) and not value.flow_style:
+        indent = " " * value.start_mark.column
+        items = f"\n{indent}".join(f"- {_spell_json(item)}" for item in new)
+        return begin, _end_of_text(text, begin, value.value[-1].end_mark.index), items
+    colon = text.index(":", key.end_mark.index) + 1
+    end = _end_of_text(text, colon, end) if begin < end else colon  # an empty value's place is the next key's
+    spelt = f" {_spell(new)}".rstrip()
+    if comment := re.compile(" +(?=#)").match(text, end):
+        end = comment.end()
+        before = colon - (text.rfind("\n", 0, colon) + 1) + len(spelt)
+        spelt += " " * max(COMMENT_GAP, column - before)
+    return colon, end, spelt
+
+
+def _end_of_text(text: str, begin: int, end: int) -> int:
+    """`end` without the line breaks that belong to a text in several lines (`|`)."""
+    return begin + len(text[begin:end].rstrip())
+
+
+def _comment_column(text: str) -> int:
+    """Where most comments at the end of a line begin."""
+    found = [re.match(r" +[\w-]+:.*? (?=#)", line) for line in text.splitlines()]
+    columns = [comment.end() for comment in found if comment]
+    return max(columns, key=columns.count, default=0)
+
+
+def show_value(value: object) -> str:
+    """A value as it stands in params.yaml, in one line: true, 6e-05, tail, ["def ", "O, "]; `empty` for nothing."""
+    return "empty" if value is None else _spell(value)
+
+
+def _spell(value: object) -> str:
+    """A value in YAML; nothing for None, which params.yaml leaves empty."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) and PLAIN_TEXT.fullmatch(value) else _spell_json(value)
+
+
+def _spell_json(value: object) -> str:
+    """JSON is YAML."""
+    return json.dumps(value, ensure_ascii=False)
