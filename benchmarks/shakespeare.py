@@ -45,7 +45,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "minute": {"model": {"d_model": 192, "context_length": 128}, "train": {"batch_size": 16, "max_steps": 800}},
     "quick": {
         "model": {"n_layers": 3, "d_model": 192, "n_heads": 3, "context_length": 64},
-        "train": {"batch_size": 16, "max_steps": 250},
+        "train": {"batch_size": 16, "max_steps": 175},
     },
 }
 # As nanoGPT's README has it for a CPU, with the last estimate over as many batches as its GPU recipe takes.

@@ -38,6 +38,15 @@ def make_a_mistake(world: World) -> None:
         world.barrier()
 
 
+def make_a_mistake_on_the_way(world: World) -> None:
+    """With a sum under way that the other one never joins."""
+    world.barrier()
+    if world.rank == 0:
+        time.sleep(100)
+    torch.distributed.all_reduce(torch.ones(10), async_op=True)
+    raise DataError("the text is empty: give it some")
+
+
 def make_one_mistake_together(world: World) -> None:
     world.barrier()
     raise DataError("the text is empty: give it some")
@@ -81,6 +90,7 @@ BEHAVIOURS: dict[str, Callable[[World], None]] = {
     for behaviour in (
         meet,
         make_a_mistake,
+        make_a_mistake_on_the_way,
         make_one_mistake_together,
         be_killed,
         be_killed_beside_a_busy_one,

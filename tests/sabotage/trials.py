@@ -15,6 +15,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from tiny import TINY_MODEL, TINY_TRAIN, make_texts
 
+from lmcore.hardware import HardwareParams
+from lmcore.params import read_params
 from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
 from lmcore.tokens.encode import EncodeParams, encode_splits
 from lmcore.train.settings import TrainParams
@@ -27,15 +29,8 @@ MODEL = TINY_MODEL.model_copy(update={"dropout": 0.1})
 # All that a state can hold, and in 12 steps some of everything: checkpoints after 3, 6 (the trunk's end), 9 and 12,
 # validations after 4, 8 and 12.
 TRAIN = TINY_TRAIN.model_copy(update={"optimizer": "muon", "schedule": "wsd", "ema_decay": 0.9})
-HARDWARE = {
-    "device": "cpu",
-    "precision": "fp32",
-    "micro_batch_size": 3,
-    "compile": False,
-    "activation_checkpointing": False,
-    "processes": 1,
-    "sharding": "replicate",
-}
+# A row of params.yaml's profiles, with a micro-batch that does not divide the batch.
+PROFILE = {**read_params(CHECKOUT / "params.yaml")["profiles"]["cpu"], "micro_batch_size": 3, "compile": False}
 
 
 class Project:
@@ -64,8 +59,8 @@ class Project:
         sections = {
             "model": MODEL.model_dump(),
             "train": train.model_dump(),
-            "hardware": {"profile": "tests", **dict.fromkeys(HARDWARE)},
-            "profiles": {"tests": HARDWARE},
+            "hardware": {**dict.fromkeys(HardwareParams.model_fields), "profile": "cpu"},
+            "profiles": {"cpu": PROFILE},
         }
         YAML().dump(sections, self.folder / "params.yaml")
 
