@@ -257,7 +257,7 @@ def _suggest_fit(estimate: Estimate, usable: int, hardware: Hardware) -> str:
 def find_micro_batch(try_step: Callable[[int], None], start: int) -> int:
     """The first of `start`, its half, its quarter ... with which `try_step` does not run out of the card's memory.
 
-    `try_step` does one forward and backward pass over so many sequences and leaves nothing behind. Raises
+    `try_step` does one forward and backward pass over so many sequences and may leave gradients behind. Raises
     ParameterError when a single sequence is too much.
     """
     size = start

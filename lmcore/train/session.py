@@ -57,8 +57,8 @@ def run_training(
     """
     started = time.monotonic()
     schedule = plan_schedule(params, batches.context_length, dataset.train.tokens)
+    hardware = confirm_micro_batch(model, hardware, batches.context_length, world)
     state = build_state(model, params, hardware, world)
-    hardware = confirm_micro_batch(state, hardware, batches)
     science, fingerprints = describe_science(model, params), {**dataset.fingerprints, **origin}
     announce(model, schedule, hardware, dataset, batches, world)
     adopt = partial(adopt_trunk, schedule=schedule, batches=batches)
@@ -217,16 +217,23 @@ def plan_hardware(
     return fit_to_memory(hardware, model_params, vocab_size, optimizer=params.optimizer, ema=ema)
 
 
-def confirm_micro_batch(state: TrainState, hardware: Hardware, batches: Batches) -> Hardware:
-    """On a card, a micro-batch that nobody asked for is tried, and halved until it fits."""
-    if hardware.device != "cuda" or hardware.micro_batch_asked:
+def confirm_micro_batch(model: GPT, hardware: Hardware, context_length: int, world: World) -> Hardware:
+    """On a card, a micro-batch that nobody asked for is tried, and halved until it fits on each.
+
+    Before the model is distributed: a card that runs out of memory would leave the others waiting. A divided model
+    (`sharding: full`) cannot be tried alone and keeps what the estimate gave.
+    """
+    if hardware.device != "cuda" or hardware.micro_batch_asked or hardware.sharding == "full":
         return hardware
-    windows = torch.zeros(hardware.micro_batch_size, batches.context_length + 1, dtype=torch.int64, device="cuda")
+    objective, size = LanguageModelLoss(model.to("cuda")), hardware.micro_batch_size
+    windows = torch.zeros(size, context_length + 1, dtype=torch.int64, device="cuda")
 
     def try_step(size: int) -> None:
         with hardware.autocast():
-            state.objective(windows[:size, :-1], windows[:size, 1:]).backward()
-        for optimizer in state.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            objective(windows[:size, :-1], windows[:size, 1:]).backward()
 
-    return replace(hardware, micro_batch_size=find_micro_batch(try_step, hardware.micro_batch_size))
+    found = find_micro_batch(try_step, size)
+    objective.zero_grad(set_to_none=True)
+    while world.any(found < size):
+        size //= 2
+    return replace(hardware, micro_batch_size=size)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -66,12 +66,11 @@ class Project:
 
     def find_run(self, train: TrainParams = TRAIN) -> Path:
         """The folder of the run with these parameters, not of one that it replaced."""
-        (found,) = (
-            path.parent
-            for path in self.folder.glob("runs/*/identity.json")
-            if json.loads(path.read_text())["train"] == train.model_dump() and not path.parent.suffix
-        )
+        (found,) = self._find_runs(train)
         return found
+
+    def is_complete(self) -> bool:
+        return any((run / "summary.json").exists() for run in self._find_runs(TRAIN))
 
     def find_seals(self) -> list[Path]:
         """Of its checkpoints, the newest last."""
@@ -84,7 +83,7 @@ class Project:
 
     def read_outcome(self) -> dict[str, bytes]:
         """All that must not depend on kills, by name: outputs, and what else lies there; state; identity; log."""
-        assert (self.find_run() / "summary.json").exists(), "the run is not complete"
+        assert self.is_complete()
         outputs = [path for name in ("models", "reports") for path in (self.folder / name).rglob("*")]
         seal = self.find_seals()[-1]
         contents = {
@@ -97,6 +96,13 @@ class Project:
         """The names in the outcome that are not as in `whole`."""
         mine = self.read_outcome()
         return sorted(name for name in mine.keys() | whole.keys() if mine.get(name) != whole.get(name))
+
+    def _find_runs(self, train: TrainParams) -> list[Path]:
+        return [
+            path.parent
+            for path in self.folder.glob("runs/*/identity.json")
+            if json.loads(path.read_text())["train"] == train.model_dump() and not path.parent.suffix
+        ]
 
 
 class Training:
@@ -154,7 +160,8 @@ class Training:
     def close(self) -> None:
         with self.connection:
             if self.status is None:
-                self.send(signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    self.send(signal.SIGKILL)
 
     def _read_line(self) -> str:
         while b"\n" not in self.received:
