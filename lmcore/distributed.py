@@ -4,6 +4,7 @@
 its place from torchrun's environment variables.
 """
 
+import json
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its impo
 from torch.distributed.rendezvous import rendezvous
 
 from lmcore.errors import LmcoreError, ParameterError, report_errors
+
+Value = TypeVar("Value")
 
 # Some cluster managers set RANK and MASTER_ADDR to mean machines: only all of them together are torchrun's.
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -85,13 +88,20 @@ class World:
         """Go on when all have come here; on the host, as `max`."""
         self.max(0)
 
-    def from_main(self, number: int) -> int:
-        """The main process's `number`, for what only one may decide: which checkpoint to go on from."""
+    def from_main(self, value: Value) -> Value:
+        """The main process's `value`, of a kind that JSON keeps, for what processes might find differently.
+
+        Which checkpoint is the newest, how much memory is free, how fast this machine is: one decides.
+        """
         if self.size == 1:
-            return number
-        numbers = torch.tensor(number)
-        dist.broadcast(numbers, src=0)
-        return int(numbers)
+            return value
+        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        length = torch.tensor(len(content))
+        dist.broadcast(length, src=0)
+        content = content if self.is_main else torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(content, src=0)
+        decided: Value = json.loads(bytes(content.tolist()))
+        return decided
 
 
 def split_batch(batch_size: int, world: World) -> slice:

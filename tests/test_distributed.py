@@ -91,7 +91,7 @@ def test_half_a_torchrun_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
 @processes
 def test_two_processes_meet(tmp_path: Path, start: Start) -> None:
     assert finish(start("meet")) == (0, "")
-    same = "[2.0, 1.0] [False, True, True, 4] 7"
+    same = "[2.0, 1.0] [False, True, True, 4] {'step': 7, 'from': 'é'}"
     assert (tmp_path / "met-0").read_text() == f"0 of 2 (0): {same} 0:3"
     assert (tmp_path / "met-1").read_text() == f"1 of 2 (1): {same} 3:6"
 
@@ -183,6 +183,6 @@ def test_two_machines_meet(tmp_path: Path, start: Start) -> None:
     for process in [start("meet", *command), start("meet", *command)]:
         status, errors = finish(process)
         assert status == 0, errors
-    same = "[2.0, 1.0] [False, True, True, 4] 7"
+    same = "[2.0, 1.0] [False, True, True, 4] {'step': 7, 'from': 'é'}"
     assert (tmp_path / "met-0").read_text() == f"0 of 2 (0): {same} 0:3"
     assert (tmp_path / "met-1").read_text() == f"1 of 2 (0): {same} 3:6"

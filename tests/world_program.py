@@ -25,7 +25,7 @@ def meet(world: World) -> None:
     total = world.sum(torch.tensor([1.0, world.rank])).tolist()
     said = [world.any(False), world.any(world.rank == 1), world.any(True), world.max(4 * world.rank)]
     world.barrier()
-    chosen = world.from_main(7 + world.rank)
+    chosen = world.from_main({"step": 7, "from": "é" * (1 + world.rank)})
     part = split_batch(6, world)
     line = f"{world.rank} of {world.size} ({world.local_rank}): {total} {said} {chosen} {part.start}:{part.stop}"
     Path(f"met-{world.rank}").write_text(line)
