@@ -29,7 +29,7 @@ from lmcore.errors import LmcoreError, ParameterError, report_errors
 Value = TypeVar("Value")
 
 # Some cluster managers set RANK and MASTER_ADDR to mean machines: only all of them together are torchrun's.
-TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MEETING = timedelta(minutes=10)  # until every process has found the others
 # A process that waits is no sign of trouble: the first one may be waiting for the run's lock, or writing. A dead one
 # shows at once, gloo reports its closed connection within 0.03 s, and its launcher ends the others.

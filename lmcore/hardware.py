@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
+from lmcore.distributed import is_worker
 from lmcore.errors import ParameterError
 from lmcore.machine import DTYPES, claims_bf16, measure_cpu_rates, total_memory
 from lmcore.params import Int, Section, parse_section
-from lmcore.progress import warn
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -84,6 +84,7 @@ class Hardware:
     micro_batch_asked: bool = True
     activation_checkpointing: bool = False
     processes: int = 1
+    machines: int = 1
     sharding: Sharding = "replicate"
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -118,7 +119,7 @@ def resolve_hardware(
     device = _resolve_device(asked.device)
     precision, precision_reason = resolve_precision(asked.precision, device)
     compiled, compile_reason = _resolve_compile(asked.compile, device, precision, training_flops)
-    processes = _resolve_processes(asked.processes, device, batch_size)
+    processes, machines = _count_processes(asked.processes, device, batch_size)
     wanted, most = asked.micro_batch_size, max(1, batch_size // processes)
     comfortable = max(1, MICRO_BATCH_TOKENS[device] // context_length)
     return Hardware(
@@ -133,6 +134,7 @@ def resolve_hardware(
         micro_batch_asked=wanted != "auto",
         activation_checkpointing=asked.activation_checkpointing,
         processes=processes,
+        machines=machines,
         sharding=asked.sharding,
     )
 
@@ -157,7 +159,7 @@ def resolve_precision(request: Literal["auto"] | Precision, device: str) -> tupl
     | device                            | auto | fp32          | bf16                | fp16                          |
     |-----------------------------------|------|---------------|---------------------|-------------------------------|
     | cpu, bf16 products measured faster| bf16 | yes           | yes                 | refused: slower than both     |
-    | cpu, any other                    | fp32 | yes           | slow, with a warning| refused                       |
+    | cpu, any other                    | fp32 | yes           | yes, said to be slow| refused                       |
     | cuda, capability 8.0+, and ROCm   | bf16 | TF32 products | yes                 | yes, the loss is scaled       |
     | cuda, 7.x                         | fp16 | yes           | refused             | yes, the loss is scaled       |
     | cuda, below                       | fp32 | yes           | refused             | refused                       |
@@ -172,9 +174,7 @@ def resolve_precision(request: Literal["auto"] | Precision, device: str) -> tupl
         raise ParameterError(f"hardware.precision={request!r}: {refusal}; set hardware.precision=auto")
     if request != "bf16" or device != "cpu":
         return request, "as asked"
-    if not _cpu_prefers_bf16():
-        warn(f"hardware.precision='bf16' is slow on this processor: {_compare_rates()}; auto takes fp32")
-    return request, f"as asked, {_compare_rates()}"
+    return request, f"as asked, {'' if _cpu_prefers_bf16() else 'but slow here: '}{_compare_rates()}"
 
 
 def _fastest_precision(device: str) -> tuple[Precision, str]:
@@ -264,16 +264,22 @@ def _explain_uncompilable(device: str) -> str | None:
     return None
 
 
-def _resolve_processes(request: AutoOrCount, device: str, batch_size: int) -> int:
-    """Processes on this machine: `auto` is one per card, or the most below that among whom the batch can be divided."""
+def _count_processes(request: AutoOrCount, device: str, batch_size: int) -> tuple[int, int]:
+    """All processes, and the machines that they are on: torchrun's, where that has started us, else so many here.
+
+    `auto` is one per card, or the most below that among whom the batch can be divided.
+    """
+    if is_worker():
+        processes = int(os.environ["WORLD_SIZE"])
+        return processes, processes // int(os.environ["LOCAL_WORLD_SIZE"])
     cards = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device)
     if request == "auto":
-        return next(count for count in range(cards or 1, 0, -1) if batch_size % count == 0)
+        return next(count for count in range(cards or 1, 0, -1) if batch_size % count == 0), 1
     if cards is not None and request > cards:
         raise ParameterError(
             f"hardware.processes={request}: device {device} takes {cards}; set hardware.processes=auto"
         )
-    return request
+    return request, 1
 
 
 def peak_memory_bytes() -> int:

@@ -14,11 +14,13 @@ from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import open_dataset
 from lmcore.tracking import track_run
 from lmcore.train.initial import load_initial_weights
+from lmcore.train.interrupt import follow_parent
 from lmcore.train.session import plan_hardware, run_training
 from lmcore.train.settings import TrainParams
 
 
 def main() -> None:
+    follow_parent()
     params, model_params = read_section(TrainParams, "train"), read_section(ModelParams, "model")
     dataset = open_dataset(Path("data/tokens"), load_tokenizer(Path("models/tokenizer")))
     hardware = plan_hardware(read_section(HardwareParams, "hardware"), read_params(), params, model_params, dataset)
@@ -27,10 +29,8 @@ def main() -> None:
         model = GPT(model_params, dataset.tokenizer.vocab_size, params.seed)
         origin = load_initial_weights(model, params.init_from, dataset.tokenizer)
         batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
-        lengths, rows = dataset.tokenizer.byte_lengths, hardware.micro_batch_size
-        validate = partial(
-            measure_loss, shards=dataset.validation, byte_lengths=lengths, windows=params.eval_windows, batch_size=rows
-        )
+        measure = partial(measure_loss, shards=dataset.validation, byte_lengths=dataset.tokenizer.byte_lengths)
+        validate = partial(measure, windows=params.eval_windows, batch_size=hardware.micro_batch_size)
         track = partial(track_run, settings=read_params())
         run_training(model, params, hardware, dataset, batches, world, origin=origin, validate=validate, track=track)
 

@@ -1,6 +1,7 @@
 """A tiny corpus and its tokens, built in the test: nothing is read from outside."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ from lmcore.tokens.encode import EncodeParams, encode_splits
 # Tests run on all cores at once: threads of a tiny model's operations would only wait for one another.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
+
+# Under nohup, or in the background of a script, they are ignored, and processes that tests start would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,7 @@ def test_a_batch_is_shared_out_in_equal_parts() -> None:
 def test_half_a_torchrun_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("MASTER_ADDR", "host")
-    with pytest.raises(ParameterError, match=r"RANK=1 is set.*not WORLD_SIZE, LOCAL_RANK, MASTER_PORT: start the"):
+    with pytest.raises(ParameterError, match=r"RANK=1 is set.*not WORLD_SIZE, .*, MASTER_PORT: start the"):
         is_worker()
 
 

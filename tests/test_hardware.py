@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from lmcore.distributed import TORCHRUN_VARIABLES
 from lmcore.errors import ParameterError
 from lmcore.hardware import Hardware, HardwareParams, detect_profile, peak_memory_bytes, resolve_hardware
 from lmcore.params import read_params
@@ -116,12 +117,21 @@ def test_a_reason_says_what_was_measured(play: Play, capsys: pytest.CaptureFixtu
     assert not capsys.readouterr().err
 
 
-def test_slow_bfloat16_is_warned_of(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
+def test_slow_bfloat16_is_called_slow(play: Play) -> None:
     play("plain")
-    assert resolve(profile="cpu-amx").precision == "bf16"
-    warning = capsys.readouterr().err
-    assert warning.count("\n") == 1
-    assert "slow on this processor: measured 1.2 GFLOP/s in bf16, 120.0 in fp32" in warning
+    resolved = resolve(profile="cpu-amx")
+    assert resolved.precision == "bf16"
+    assert "as asked, but slow here: measured 1.2 GFLOP/s in bf16, 120.0 in fp32" in resolved.precision_reason
+
+
+def test_what_torchrun_has_started_counts(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in TORCHRUN_VARIABLES:
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    resolved = resolve(batch_size=12, processes=3)
+    assert (resolved.processes, resolved.machines) == (6, 2)
+    assert resolved.micro_batch_size == 2
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

@@ -4,9 +4,12 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from lmcore.distributed import SAME_SIGNAL_SECONDS, is_worker
 
 PR_SET_PDEATHSIG = 1  # prctl(2), Linux
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -17,13 +20,15 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._received_at = 0.0
 
     def receive(self, number: int, _frame: FrameType | None) -> None:
-        """First signal: stop after the current step. Second: the usual abrupt end."""
-        self.signal = number
-        for known in SIGNALS:
-            if signal.getsignal(known) is not signal.SIG_IGN:
-                signal.signal(known, signal.SIG_DFL)
+        """First signal: stop after the current step. Another one, which is not of the same event: end at once."""
+        if self.signal is None:
+            self.signal, self._received_at = number, time.monotonic()
+        elif time.monotonic() - self._received_at > SAME_SIGNAL_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
 
 @contextmanager
@@ -43,9 +48,9 @@ def catch_signals() -> Iterator[Interrupt]:
 
 
 def follow_parent() -> None:
-    """Under DVC (Linux), take the death of dvc itself for a TERM.
+    """Under DVC, and as one of several processes, take the death of the parent for a TERM (Linux).
 
-    Otherwise a killed `dvc repro` leaves a trainer behind that nobody sees, and the next one trains beside it.
+    Otherwise a killed `dvc repro` leaves a trainer behind that nobody sees, and the next one waits for it.
     """
-    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+    if sys.platform == "linux" and ("DVC_STAGE" in os.environ or is_worker()):
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -83,15 +83,15 @@ def train(
             progress.show(record)
 
         # Once in a while, at the end and when asked to leave: save. A checkpoint must not know more than the log.
-        leaves = world.any(interrupt.signal is not None)
-        if is_last or leaves or step == schedule.trunk or world.any(is_checkpoint_due(params, step, saved_at)):
+        leaving = world.max(interrupt.signal or 0)
+        if is_last or leaving or step == schedule.trunk or world.any(is_checkpoint_due(params, step, saved_at)):
             require_few_skipped(state, params, step, loss, norm)
             tensors = state.collect()
             if run is not None and run.flush():
                 checkpoints.save(step, tensors, val_loss=record.get("val_loss"), is_trunk=step == schedule.trunk)
             saved_at = time.monotonic()
-        if leaves and not is_last:
-            raise SystemExit(128 + (interrupt.signal or 0))
+        if leaving and not is_last:
+            raise SystemExit(128 + leaving)
         progress.resume()
 
 
@@ -106,8 +106,7 @@ def load_windows(batches: Batches, step: int, hardware: Hardware, world: World) 
 def measure(state: TrainState, validate: Validate, hardware: Hardware, step: int) -> Record:
     """The validation loss of the weights, or of their moving average if there is one, as entries of a record.
 
-    Every process measures the same: it takes no longer than if the others waited, and FSDP, whose modules remember
-    their last forward pass, came to a standstill when one process alone had made it.
+    Every process measures the same: it takes no longer than if the others waited.
     """
     # As written: another batch size and no gradient would be compiled anew.
     eager = torch.compiler.set_stance("force_eager")

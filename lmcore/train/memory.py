@@ -219,7 +219,7 @@ def _usable(memory: float, hardware: Hardware) -> int:
     """What one process's tensors can fill of `memory`: cards belong to one process each, main memory is shared."""
     if hardware.device == "cuda":
         return int(memory)
-    return int(memory * (1.0 if hardware.compile else HEAP_FILLED) / hardware.processes)
+    return int(memory * (1.0 if hardware.compile else HEAP_FILLED) * hardware.machines / hardware.processes)
 
 
 def choose_micro_batch(estimate: Estimate, memory: int, most: int) -> int:

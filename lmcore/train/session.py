@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lmcore.distributed import World
+from lmcore.errors import ArtifactError
 from lmcore.files import project_root
 from lmcore.hardware import Hardware, HardwareParams, peak_memory_bytes, resolve_hardware
 from lmcore.model.architecture import explain_misfit, hugging_face_architecture
@@ -22,7 +23,7 @@ from lmcore.tokens.dataset import TokenDataset
 from lmcore.tracking import TrackedRun
 from lmcore.train.branch import adopt_trunk
 from lmcore.train.checkpoint import Checkpoints
-from lmcore.train.interrupt import catch_signals, follow_parent
+from lmcore.train.interrupt import catch_signals
 from lmcore.train.loop import Validate, train
 from lmcore.train.memory import find_micro_batch, fit_to_memory
 from lmcore.train.optimizer import build_optimizers
@@ -57,12 +58,12 @@ def run_training(
     """
     started = time.monotonic()
     schedule = plan_schedule(params, batches.context_length, dataset.train.tokens)
+    hardware = Hardware(**world.from_main(asdict(hardware)))  # each may have measured and chosen differently
     hardware = confirm_micro_batch(model, hardware, batches.context_length, world)
     state = build_state(model, params, hardware, world)
     science, fingerprints = describe_science(model, params), {**dataset.fingerprints, **origin}
     announce(model, schedule, hardware, dataset, batches, world)
     adopt = partial(adopt_trunk, schedule=schedule, batches=batches)
-    follow_parent()
     with (
         enter_run(project_root() / "runs", {**science, **fingerprints}, world, adopt) as (folder, run),
         Checkpoints(folder / "checkpoints", params.keep_checkpoints) as checkpoints,
@@ -154,16 +155,21 @@ def enter_run(runs: Path, identity: dict[str, Any], world: World, begin: Begin) 
 
 
 def restore(state: TrainState, checkpoints: Checkpoints, world: World) -> int:
-    """The step that the newest sound checkpoint has, its state put back; 0 without one."""
-    if not world.is_main:
-        world.barrier()  # the main process has passed over what is damaged
-    found = checkpoints.restore()
-    if world.is_main:
-        world.barrier()
-    if found is None:
-        return 0
-    step, tensors = found
-    state.restore(tensors)
+    """The step that the newest sound checkpoint has, its state put back; 0 without one.
+
+    Raises ArtifactError where another process than the main one, which passes over what is damaged, finds another.
+    """
+    found = checkpoints.restore() if world.is_main else None
+    newest = world.from_main(found[0] if found else 0)
+    found = found if world.is_main else checkpoints.restore()
+    step, tensors = found or (0, None)
+    if step != newest:
+        raise ArtifactError(
+            f"{checkpoints.folder}: process {world.rank + 1} finds step {step}, the main process step {newest}: all "
+            f"machines must see the same files there; run the same command again if they are only slow to appear"
+        )
+    if tensors is not None:
+        state.restore(tensors)
     return step
 
 
