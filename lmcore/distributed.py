@@ -40,6 +40,7 @@ POLL_SECONDS = 0.1
 # What belongs to one event: the death of a parent with four threads came as two signals 2 ms apart (Linux), and Slurm
 # signals a launcher and its workers alike.
 SAME_SIGNAL_SECONDS = 1.0
+LOOPBACK = {"linux": "lo", "darwin": "lo0"}.get(sys.platform, "")
 LEFT = 128 + signal.SIGTERM  # the status of a process that was asked to leave and did
 PEER_IS_GONE = re.compile(
     r"gloo/transport.*(closed by peer|reset by peer|Broken pipe)|remote process exited|failed to (recv|send)", re.DOTALL
@@ -222,6 +223,10 @@ def launch(processes: int, module: str) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     shared = {
+        # Left to itself gloo asks for the address of the host's own name: a laptop's may lead nowhere, or to a network
+        # that it leaves. torch would print two lines about that.
+        "GLOO_SOCKET_IFNAME": LOOPBACK,
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
         **os.environ,
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
