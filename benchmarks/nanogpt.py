@@ -7,13 +7,12 @@
 First both train in fp32, eager, for 20 steps, and the losses are compared step by step; then each side does what it
 would do by default on this machine: nanoGPT in fp32, eager, as its documentation has it for a CPU (on a CUDA card in
 bfloat16, compiled), and this project what `hardware.profile: auto` gives for a long run. Run it on a quiet machine.
+With `--alone nanoGPT` or `--alone lmcore` one side makes a few steps, for the memory it needs.
 """
 
 import argparse
 import importlib.util
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -23,11 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.turns import Step, time_in_turns
 from lmcore.distributed import World
 from lmcore.hardware import Hardware, HardwareParams, peak_memory_bytes, resolve_hardware
 from lmcore.machine import measure_peak_flops
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.params import parse_section, read_params, read_section
+from lmcore.train.schedule import estimate_flops
 from lmcore.train.session import build_state
 from lmcore.train.settings import TrainParams
 from lmcore.train.state import TrainState
@@ -48,7 +49,6 @@ NAMES = {
     "mlp.up": "mlp.c_fc",
     "mlp.projection": "mlp.c_proj",
 }
-Step = Callable[[Tensor], float]
 
 
 def main() -> None:
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="10m")
     parser.add_argument("--batch", type=int, default=16, help="sequences")
     parser.add_argument("--vocabulary", type=int, help="entries; by default as many as the text has characters")
+    parser.add_argument("--alone", choices=["nanoGPT", "lmcore"], help="the peak memory of one side, and no times")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
     arguments = parser.parse_args()
@@ -73,6 +74,13 @@ def main() -> None:
         starts = generator.integers(0, len(tokens) - context - 1, arguments.batch)
         return torch.from_numpy(np.stack([tokens[start : start + context + 1] for start in starts]))
 
+    if arguments.alone:
+        hardware = choose_hardware(arguments.batch, context)
+        step = build_side(arguments.alone, theirs, model_params, vocab_size, hardware)
+        for _ in range(arguments.steps):
+            step(draw())
+        print(f"{arguments.alone} alone: peak memory {peak_memory_bytes() / 1e9:.2f} GB")
+        return
     compare_losses(theirs, model_params, vocab_size, arguments.batch, draw)
     compare_speed(theirs, model_params, vocab_size, arguments.batch, draw, arguments.rounds, arguments.steps)
 
@@ -87,7 +95,7 @@ def compare_losses(
     copy_weights(state.model, other)
     for block in other.transformer.h:  # GPT-2's, as ours; nanoGPT has the exact form, 1e-4 away in the loss
         block.mlp.gelu = nn.GELU(approximate="tanh")
-    ours, nanogpt = step_ours(state, hardware), step_theirs(other, optimizer, autocast=False)
+    ours, nanogpt = step_ours(state, hardware, train_params()), step_theirs(other, optimizer, autocast=False)
     differences = []
     for _ in range(20):
         windows = draw()
@@ -105,44 +113,39 @@ def compare_speed(
     steps: int,
 ) -> None:
     """Rounds of some steps of each side in turn; the ratio of the medians."""
-    settings, on_gpu = read_params(), device() == "cuda"
-    request = read_section(HardwareParams, "hardware").model_copy(update={"micro_batch_size": batch_size})
-    hardware = resolve_hardware(request, settings, batch_size, model_params.context_length, 1e18)
-    state = make_ours(model_params, vocab_size, hardware)
-    other, optimizer = make_theirs(theirs, model_params, vocab_size)
-    called = torch.compile(other) if on_gpu else other
-    sides = {
-        "nanoGPT": step_theirs(called, optimizer, autocast=on_gpu),
-        "lmcore": step_ours(state, hardware),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for name, step in sides.items():
-        started = time.perf_counter()
-        step(draw())
-        print(f"{name}: first step {time.perf_counter() - started:.1f} s, compilation included")
-        step(draw())
-    for _ in range(rounds):
-        for name, step in sides.items():
-            started = time.perf_counter()
-            for _ in range(steps):
-                step(draw())
-            seconds[name].append((time.perf_counter() - started) / steps)
+    hardware = choose_hardware(batch_size, model_params.context_length)
+    sides = {name: build_side(name, theirs, model_params, vocab_size, hardware) for name in ("nanoGPT", "lmcore")}
+    seconds = time_in_turns(sides, draw, rounds, steps)
     tokens = batch_size * model_params.context_length
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    flops = 6 * state.model.count_parameters() * tokens
+    flops = estimate_flops(GPT.outline(model_params, vocab_size).count_parameters(), tokens)
     peak = measure_peak_flops(hardware.device, hardware.precision)
-    for name, median in medians.items():
+    for name, median in seconds.items():
         print(
             f"{name}: {1e3 * median:.0f} ms a step, {tokens / median:,.0f} tokens/s, "
             f"{flops / median / 1e9:,.0f} GFLOP/s"
         )
     print(
-        f"lmcore ({hardware.precision}, compiled: {hardware.compile}) is {medians['nanoGPT'] / medians['lmcore']:.2f} x"
+        f"lmcore ({hardware.precision}, compiled: {hardware.compile}) is {seconds['nanoGPT'] / seconds['lmcore']:.2f} x"
     )
     print(
         f"of the measured {hardware.precision} matrix rate, {peak / 1e9:,.0f} GFLOP/s, it reaches "
-        f"{flops / medians['lmcore'] / peak:.0%}; peak memory {peak_memory_bytes() / 1e9:.2f} GB for both together"
+        f"{flops / seconds['lmcore'] / peak:.0%}"
     )
+
+
+def choose_hardware(batch_size: int, context_length: int) -> Hardware:
+    """What `auto` gives here for a long run, with the whole batch at once."""
+    request = read_section(HardwareParams, "hardware").model_copy(update={"micro_batch_size": batch_size})
+    return resolve_hardware(request, read_params(), batch_size, context_length, 1e18)
+
+
+def build_side(name: str, theirs: ModuleType, model_params: ModelParams, vocab_size: int, hardware: Hardware) -> Step:
+    """A side as it trains by default on this machine."""
+    if name == "lmcore":
+        return step_ours(make_ours(model_params, vocab_size, hardware), hardware, train_params())
+    other, optimizer = make_theirs(theirs, model_params, vocab_size)
+    on_gpu = device() == "cuda"
+    return step_theirs(torch.compile(other) if on_gpu else other, optimizer, autocast=on_gpu)
 
 
 def make_ours(model_params: ModelParams, vocab_size: int, hardware: Hardware) -> TrainState:
@@ -150,9 +153,9 @@ def make_ours(model_params: ModelParams, vocab_size: int, hardware: Hardware) ->
     return build_state(GPT(model_params, vocab_size, seed=1), train_params(), hardware, World())
 
 
-def step_ours(state: TrainState, hardware: Hardware) -> Step:
+def step_ours(state: TrainState, hardware: Hardware, params: TrainParams) -> Step:
     """One whole update of ours."""
-    params, world = train_params(), World()
+    world = World()
 
     def step(windows: Tensor) -> float:
         loss = accumulate_gradients(state, windows.to(hardware.device), 0, params, hardware, world)

@@ -2,9 +2,10 @@
 
     python -m benchmarks.train_step --segments 5
 
-Run it after `dvc repro encode`, on an otherwise idle machine. Both sides alternate in one process; one segment is as
-many steps as lie between two checkpoints, so that loader, logging, MLflow and checkpoints are all in it. The first
-segment also makes MLflow's database, which a project does once: its row is printed, and the median leaves it behind.
+Run it after `dvc repro encode`, on an otherwise idle machine. All sides alternate in one process: the bare step; the
+loop with loader, logging and the checkpoint at its end; and the loop with MLflow, or with four checkpoints more. The
+first segment also makes MLflow's database, which a project does once: its row is printed, and the median leaves it
+behind.
 """
 
 import argparse
@@ -13,9 +14,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +39,12 @@ from lmcore.train.schedule import Schedule
 from lmcore.train.session import build_state, plan_hardware
 from lmcore.train.settings import TrainParams
 from lmcore.train.state import TrainState
+
+LOOPS: dict[str, dict[str, Any]] = {
+    "loop": {"tracked": False, "saves": 1},
+    "with MLflow": {"tracked": True, "saves": 1},
+    "with 4 more checkpoints": {"tracked": False, "saves": 5},
+}
 
 
 @dataclass(frozen=True)
@@ -89,14 +97,17 @@ def temporary_project() -> Iterator[Path]:
         yield Path(folder)
 
 
-def run_loop(setup: Setup, steps: int, number: int, root: Path) -> float:
-    """Seconds of `steps` steps of the real loop, with a checkpoint, logging and MLflow."""
-    params = setup.params.model_copy(update={"max_steps": steps, "warmup_steps": 0})
+def run_loop(setup: Setup, steps: int, root: Path, *, tracked: bool, saves: int) -> float:
+    """Seconds of `steps` steps of the real loop, with logging, MLflow if `tracked`, and so many checkpoints."""
+    params = setup.params.model_copy(
+        update={"max_steps": steps, "warmup_steps": 0, "checkpoint_every_steps": steps // saves}
+    )
+    number = len(list(root.glob("runs/*")))
     with open_run(root / "runs", {"segment": number}) as run:
         (artifact := root / "model").mkdir(exist_ok=True)
-        tracked = TrackedRun(run.folder, {}, setup.hardware.describe(), {}, artifact)
+        described = TrackedRun(run.folder, {}, setup.hardware.describe(), {}, artifact)
         with (
-            track_run(tracked, {}),
+            track_run(described, {}) if tracked else nullcontext(),
             TrainingProgress(0, steps, setup.batches.tokens_per_step) as progress,
             Checkpoints(run.folder / "checkpoints", params.keep_checkpoints) as checkpoints,
         ):
@@ -120,25 +131,28 @@ def run_loop(setup: Setup, steps: int, number: int, root: Path) -> float:
 
 
 def main() -> None:
-    """Alternate both sides and print the ratio of their medians."""
+    """Alternate all sides and print the ratios of their medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--segments", type=int, default=5)
     parser.add_argument("--steps", type=int, help="of one segment; by default from one checkpoint to the next")
     arguments = parser.parse_args()
     setup = prepare()
     steps = arguments.steps or setup.params.checkpoint_every_steps or 100
+    seconds: dict[str, list[float]] = {"bare": [], **{name: [] for name in LOOPS}}
     run_bare(setup, 3)
-    bare, loop = [], []
     with temporary_project() as root:
         for number in range(arguments.segments):
             started = time.perf_counter()
             run_bare(setup, steps)
-            bare.append(time.perf_counter() - started)
+            seconds["bare"].append(time.perf_counter() - started)
             with Path(os.devnull).open("w") as silence, redirect_stdout(silence):
-                loop.append(run_loop(setup, steps, number, root))
-            milliseconds = [1e3 * seconds[-1] / steps for seconds in (bare, loop)]
-            print(f"segment {number + 1}: bare {milliseconds[0]:.1f} ms, loop {milliseconds[1]:.1f} ms a step")
-    print(f"the loop takes {statistics.median(loop) / statistics.median(bare):.3f} times the bare step (median)")
+                for name, parts in LOOPS.items():
+                    seconds[name].append(run_loop(setup, steps, root, **parts))
+            times = ", ".join(f"{name} {1e3 * taken[-1] / steps:.1f} ms" for name, taken in seconds.items())
+            print(f"segment {number + 1}, a step: {times}", flush=True)
+    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+    for name, other in (("loop", "bare"), ("with MLflow", "loop"), ("with 4 more checkpoints", "loop")):
+        print(f"{name} takes {medians[name] / medians[other]:.3f} times as long as {other} (medians)")
 
 
 if __name__ == "__main__":

@@ -35,12 +35,22 @@ def _print(line: str, stream: TextIO) -> None:
 class TrainingProgress:
     """Step, losses, learning rate, tokens per second and the time left of one training run.
 
+    `peak_tokens_per_second`: the speed if the machine did nothing but the model's matrix products.
     Speed counts training alone: what lies between the end of a step (`count_step`) and `resume` is something else, and
     so is the first step, which may compile.
     """
 
-    def __init__(self, first_step: int, max_steps: int, tokens_per_step: int, *, shown: bool = True) -> None:
+    def __init__(
+        self,
+        first_step: int,
+        max_steps: int,
+        tokens_per_step: int,
+        *,
+        peak_tokens_per_second: float | None = None,
+        shown: bool = True,
+    ) -> None:
         self.max_steps, self.tokens_per_step = max_steps, tokens_per_step
+        self.peak_tokens_per_second = peak_tokens_per_second
         self.resumed: float | None = None
         self.timed_seconds, self.timed_steps = 0.0, 0
         self.last_line = 0.0
@@ -82,6 +92,14 @@ class TrainingProgress:
         """Training speed so far; 0 before the second step."""
         return self.timed_steps * self.tokens_per_step / self.timed_seconds if self.timed_seconds else 0.0
 
+    @property
+    def speed(self) -> dict[str, float]:
+        """Tokens per second and, where the machine's peak is known, the share of it (model FLOP/s utilisation)."""
+        speed = {"tokens_per_second": self.tokens_per_second}
+        if self.peak_tokens_per_second:
+            speed["mfu"] = self.tokens_per_second / self.peak_tokens_per_second
+        return speed
+
     def show(self, record: Mapping[str, Any]) -> None:
         """A logged step's metrics: into the live line, or as a plain line (one in ten seconds, and the last)."""
         self.shown.update({key: value for key, value in record.items() if value is not None})
@@ -96,7 +114,8 @@ class TrainingProgress:
     def _fields(self) -> list[str]:
         labels = {"train_loss": "loss {:.4f}", "val_loss": "validation {:.4f}", "learning_rate": "learning rate {:.2e}"}
         fields = [label.format(self.shown[key]) for key, label in labels.items() if key in self.shown]
-        return [*fields, f"{self.tokens_per_second:,.0f} tokens/s"]
+        units = {"tokens_per_second": "{:,.0f} tokens/s", "mfu": "{:.0%} MFU"}
+        return [*fields, *(units[key].format(value) for key, value in self.speed.items())]
 
     def _time_left(self, step: int) -> str:
         if not self.timed_steps or step == self.max_steps:

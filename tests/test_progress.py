@@ -35,6 +35,16 @@ def test_speed_leaves_out_the_first_step_and_what_is_not_training(monkeypatch: p
     assert shown.tokens_per_second == 5.0
 
 
+def test_the_share_of_a_known_peak_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    shown = TrainingProgress(first_step=0, max_steps=4, tokens_per_step=10, peak_tokens_per_second=20.0)
+    shown.resume()
+    clock.pass_seconds(2)
+    shown.count_step(1)
+    assert shown.speed == {"tokens_per_second": 5.0, "mfu": 0.25}
+    assert TrainingProgress(first_step=0, max_steps=4, tokens_per_step=10).speed == {"tokens_per_second": 0.0}
+
+
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock(monkeypatch)
     with TrainingProgress(first_step=0, max_steps=100, tokens_per_step=10) as shown:

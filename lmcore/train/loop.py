@@ -79,7 +79,7 @@ def train(
             record |= measure(state, validate, hardware, step)
         if len(record) > 2 and run is not None:
             report_spike(run.records, record)
-            run.log(record, tokens_per_second=progress.tokens_per_second, peak_memory_bytes=peak_memory_bytes())
+            run.log(record, **progress.speed, peak_memory_bytes=peak_memory_bytes())
             progress.show(record)
 
         # Once in a while, at the end and when asked to leave: save. A checkpoint must not know more than the log.

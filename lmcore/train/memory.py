@@ -11,7 +11,7 @@ import torch
 from lmcore.errors import ParameterError
 from lmcore.hardware import Hardware, Precision
 from lmcore.machine import DTYPES, available_memory, total_memory
-from lmcore.model.attention import BLOCK_TOKENS, LONGEST_BLOCKED
+from lmcore.model.attention import cut_into_blocks
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.model.loss import WHOLE_LOGITS_BYTES
 from lmcore.train.optimizer import is_hidden_matrix
@@ -163,8 +163,9 @@ def _block_bytes(params: ModelParams, precision: Precision, device: str, compile
     squares = 0
     if device == "cpu" and params.dropout:
         squares = 3 * FP32 * params.n_heads * time**2
-    elif device == "cpu" and compiled and BLOCK_TOKENS < time <= LONGEST_BLOCKED:
-        squares = (FP32 + product) * params.n_heads * time**2 // 2
+    elif device == "cpu" and compiled:
+        scores = sum((end - start) * end for start, end in cut_into_blocks(time))
+        squares = (FP32 + product) * params.n_heads * scores
     return time * (2 * _norm_bytes(params, product) + attention + mlp + dropout) + squares
 
 

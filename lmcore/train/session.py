@@ -13,7 +13,8 @@ import torch
 from lmcore.distributed import World
 from lmcore.errors import ArtifactError
 from lmcore.files import project_root
-from lmcore.hardware import Hardware, HardwareParams, peak_memory_bytes, resolve_hardware
+from lmcore.hardware import Hardware, HardwareParams, peak_memory_bytes, reset_peak_memory, resolve_hardware
+from lmcore.machine import measure_peak_flops
 from lmcore.model.architecture import explain_misfit, hugging_face_architecture
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.model.loss import LanguageModelLoss
@@ -33,6 +34,8 @@ from lmcore.train.schedule import Schedule, estimate_flops, plan_schedule
 from lmcore.train.settings import TrainParams
 from lmcore.train.sharding import distribute, gather_tensor
 from lmcore.train.state import TrainState
+
+MEASURE_PEAK_FLOPS = 1e13  # a training of a quarter of a minute on two cores: measuring takes 0.3 s
 
 Begin = Callable[[Path, dict[str, Any]], None]
 Track = Callable[[TrackedRun], AbstractContextManager[None]]
@@ -58,8 +61,7 @@ def run_training(
     """
     started = time.monotonic()
     schedule = plan_schedule(params, batches.context_length, dataset.train.tokens)
-    hardware = Hardware(**world.from_main(asdict(hardware)))  # each may have measured and chosen differently
-    hardware = confirm_micro_batch(model, hardware, batches.context_length, world)
+    hardware = settle_hardware(model, hardware, schedule, batches, world)
     state = build_state(model, params, hardware, world)
     science, fingerprints = describe_science(model, params), {**dataset.fingerprints, **origin}
     announce(model, schedule, hardware, dataset, batches, world)
@@ -75,7 +77,7 @@ def run_training(
         tracked = TrackedRun(folder, science, hardware.describe(), dataset.fingerprints, MODEL_FOLDER)
         with (
             track(tracked) if world.is_main else nullcontext(),
-            TrainingProgress(step, schedule.steps, batches.tokens_per_step, shown=world.is_main) as progress,
+            follow_progress(step, model, hardware, schedule, batches, world) as progress,
         ):
             train(
                 state,
@@ -109,7 +111,7 @@ def summarise_run(seconds: float, progress: TrainingProgress, hardware: Hardware
     """What this machine at this time explains."""
     return {
         "seconds": round(seconds, 3),
-        "tokens_per_second": round(progress.tokens_per_second, 1),
+        **{name: round(value, 3) for name, value in progress.speed.items()},
         "peak_memory_bytes": peak_memory_bytes(),
         "hardware": hardware.describe(),
     }
@@ -221,6 +223,29 @@ def plan_hardware(
     hardware = resolve_hardware(request, settings, params.batch_size, context, flops)
     ema = params.ema_decay is not None
     return fit_to_memory(hardware, model_params, vocab_size, optimizer=params.optimizer, ema=ema)
+
+
+def settle_hardware(model: GPT, hardware: Hardware, schedule: Schedule, batches: Batches, world: World) -> Hardware:
+    """The main process's plan for all, since each may have measured and chosen differently; with the peak, if it pays.
+
+    While the main process measures, the others wait.
+    """
+    flops = estimate_flops(model.count_parameters(), schedule.steps * batches.tokens_per_step)
+    if world.is_main and flops > MEASURE_PEAK_FLOPS:
+        peak = measure_peak_flops(hardware.device, hardware.precision) * world.size
+        hardware = replace(hardware, peak_flops=peak)
+        reset_peak_memory()
+    hardware = Hardware(**world.from_main(asdict(hardware)))
+    return confirm_micro_batch(model, hardware, batches.context_length, world)
+
+
+def follow_progress(
+    step: int, model: GPT, hardware: Hardware, schedule: Schedule, batches: Batches, world: World
+) -> TrainingProgress:
+    """What is shown of the training from `step` on, by the main process."""
+    peak = hardware.peak_flops and hardware.peak_flops / estimate_flops(model.count_parameters(), 1)
+    tokens = batches.tokens_per_step
+    return TrainingProgress(step, schedule.steps, tokens, peak_tokens_per_second=peak, shown=world.is_main)
 
 
 def confirm_micro_batch(model: GPT, hardware: Hardware, context_length: int, world: World) -> Hardware:

@@ -8,7 +8,7 @@ from lmcore.model.attention import attend
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("time", [128, 192, 256])
+@pytest.mark.parametrize("time", [2, 63, 128, 200, 256])
 def test_blocks_are_torchs_attention(monkeypatch: pytest.MonkeyPatch, time: int, kv_heads: int) -> None:
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(2, 4, time, 8, generator=generator, requires_grad=True)
@@ -25,7 +25,7 @@ def test_blocks_are_torchs_attention(monkeypatch: pytest.MonkeyPatch, time: int,
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("time", [1, 63, 64, 100, 1024])
+@pytest.mark.parametrize("time", [1, 513, 1024])
 def test_other_lengths_take_torchs(monkeypatch: pytest.MonkeyPatch, time: int) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     monkeypatch.setattr(attention, "_attend_in_blocks", lambda *_: pytest.fail("blocks"))
