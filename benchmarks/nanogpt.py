@@ -7,7 +7,7 @@
 First both train in fp32, eager, for 20 steps, and the losses are compared step by step; then each side does what it
 would do by default on this machine: nanoGPT in fp32, eager, as its documentation has it for a CPU (on a CUDA card in
 bfloat16, compiled), and this project what `hardware.profile: auto` gives for a long run. Run it on a quiet machine.
-With `--alone nanoGPT` or `--alone lmcore` one side makes a few steps, for the memory it needs.
+With `--alone nanoGPT` or `--alone lmcore` one side makes a round of steps, for the memory it needs.
 """
 
 import argparse
@@ -77,9 +77,10 @@ def main() -> None:
     if arguments.alone:
         hardware = choose_hardware(arguments.batch, context)
         step = build_side(arguments.alone, theirs, model_params, vocab_size, hardware)
-        for _ in range(arguments.steps):
-            step(draw())
-        print(f"{arguments.alone} alone: peak memory {peak_memory_bytes() / 1e9:.2f} GB")
+        report_speed(
+            time_in_turns({arguments.alone: step}, draw, 1, arguments.steps), model_params, vocab_size, hardware
+        )
+        print(f"peak memory {peak_memory_bytes() / 1e9:.2f} GB")
         return
     compare_losses(theirs, model_params, vocab_size, arguments.batch, draw)
     compare_speed(theirs, model_params, vocab_size, arguments.batch, draw, arguments.rounds, arguments.steps)
@@ -116,21 +117,22 @@ def compare_speed(
     hardware = choose_hardware(batch_size, model_params.context_length)
     sides = {name: build_side(name, theirs, model_params, vocab_size, hardware) for name in ("nanoGPT", "lmcore")}
     seconds = time_in_turns(sides, draw, rounds, steps)
-    tokens = batch_size * model_params.context_length
+    report_speed(seconds, model_params, vocab_size, hardware)
+    print(
+        f"lmcore ({hardware.precision}, compiled: {hardware.compile}) is {seconds['nanoGPT'] / seconds['lmcore']:.2f} x"
+    )
+
+
+def report_speed(seconds: dict[str, float], model_params: ModelParams, vocab_size: int, hardware: Hardware) -> None:
+    """Print what each side makes of the machine in its `seconds` for a step; all take the whole batch at once."""
+    tokens = hardware.micro_batch_size * model_params.context_length
     flops = estimate_flops(GPT.outline(model_params, vocab_size).count_parameters(), tokens)
     peak = measure_peak_flops(hardware.device, hardware.precision)
     for name, median in seconds.items():
         print(
-            f"{name}: {1e3 * median:.0f} ms a step, {tokens / median:,.0f} tokens/s, "
-            f"{flops / median / 1e9:,.0f} GFLOP/s"
+            f"{name}: {1e3 * median:.0f} ms a step, {tokens / median:,.0f} tokens/s, {flops / median / 1e9:,.0f} "
+            f"GFLOP/s, {flops / median / peak:.0%} of the {hardware.precision} matrix rate, {peak / 1e9:,.0f} GFLOP/s"
         )
-    print(
-        f"lmcore ({hardware.precision}, compiled: {hardware.compile}) is {seconds['nanoGPT'] / seconds['lmcore']:.2f} x"
-    )
-    print(
-        f"of the measured {hardware.precision} matrix rate, {peak / 1e9:,.0f} GFLOP/s, it reaches "
-        f"{flops / seconds['lmcore'] / peak:.0%}"
-    )
 
 
 def choose_hardware(batch_size: int, context_length: int) -> Hardware:
