@@ -37,8 +37,7 @@ WAITING = timedelta(days=1)
 # A process that lost another leaves by itself and may have to say why; then it is asked to, then killed.
 PATIENCE_SECONDS, GRACE_SECONDS = 3.0, 30.0
 POLL_SECONDS = 0.1
-# What belongs to one event: the death of a parent with four threads came as two signals 2 ms apart (Linux), and Slurm
-# signals a launcher and its workers alike.
+# What belongs to one event: Slurm signals a launcher and its workers alike, and the launcher passes it on.
 SAME_SIGNAL_SECONDS = 1.0
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}.get(sys.platform, "")
 LEFT = 128 + signal.SIGTERM  # the status of a process that was asked to leave and did

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 from tiny import GPT2_MODEL, TINY_MODEL, make_texts
@@ -194,17 +196,15 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def find_stopped_child(parent: subprocess.Popen[str], name: str) -> int:
     """Wait until the process below `parent` whose command line holds `name` is stopped; its id."""
-    while parent.poll() is None:
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                status, command = (folder / "stat").read_text(), (folder / "cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            state, ppid = status.rpartition(")")[2].split()[:2]
-            if int(ppid) == parent.pid and name.encode() in command and state == "T":
-                return int(folder.name)
+    deadline = time.monotonic() + 300
+    while parent.poll() is None and time.monotonic() < deadline:
+        for child in psutil.Process(parent.pid).children(recursive=True):  # DVC's, or its shell's
+            with suppress(psutil.NoSuchProcess):
+                if child.status() == psutil.STATUS_STOPPED and name in child.cmdline():
+                    return child.pid
         time.sleep(0.02)
-    raise AssertionError(f"it ended before {name} stopped:\n{parent.communicate()[0]}")
+    parent.kill()
+    raise AssertionError(f"{name} did not stop:\n{parent.communicate()[0]}")
 
 
 @pytest.mark.parametrize("victim", ["trainer", "dvc"])

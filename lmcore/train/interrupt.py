@@ -1,17 +1,17 @@
 """Leaving a run in order: signals, and the death of the process that started us."""
 
-import ctypes
 import os
 import signal
-import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import psutil
+
 from lmcore.distributed import SAME_SIGNAL_SECONDS, is_worker
 
-PR_SET_PDEATHSIG = 1  # prctl(2), Linux
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -48,9 +48,31 @@ def catch_signals() -> Iterator[Interrupt]:
 
 
 def follow_parent() -> None:
-    """Under DVC, and as one of several processes, take the death of the parent for a TERM (Linux).
+    """Under DVC, take its death for a TERM; as one of several processes, that of the one that started them.
 
     Otherwise a killed `dvc repro` leaves a trainer behind that nobody sees, and the next one waits for it.
     """
-    if sys.platform == "linux" and ("DVC_STAGE" in os.environ or is_worker()):
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if is_worker():
+        parent = psutil.Process().parent()
+    elif "DVC_STAGE" in os.environ:
+        parent = next(filter(_is_dvc, psutil.Process().parents()), None)
+    else:
+        return
+    if parent is not None:
+        threading.Thread(target=_leave_after, args=[parent], name="follow_parent", daemon=True).start()
+
+
+def _is_dvc(ancestor: psutil.Process) -> bool:
+    """What DVC starts has DVC_STAGE in its environment; DVC itself, above it, has not.
+
+    The shell that DVC starts commands in has it too: dash waits for them, where bash becomes the command.
+    """
+    try:
+        return "DVC_STAGE" not in ancestor.environ()
+    except psutil.Error:  # gone, or of another user: not what our DVC started
+        return True
+
+
+def _leave_after(parent: psutil.Process) -> None:
+    parent.wait()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,25 +1,24 @@
 """Signals are noted, handlers come back, and what is ignored stays ignored."""
 
 import os
-import select
 import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from lmcore.distributed import SAME_SIGNAL_SECONDS
 from lmcore.train.interrupt import SIGNALS, catch_signals
 
-ORPHAN = """
-import os, subprocess, sys, time
+PARENT = """
+import os, shlex, subprocess, sys, time
 child = (
-    "import time; from lmcore.train.interrupt import follow_parent;"
-    "follow_parent(); print('on', flush=True); time.sleep(600)"
+    "import os, time; from lmcore.train.interrupt import follow_parent;"
+    "follow_parent(); print(os.getpid(), flush=True); time.sleep(600)"
 )
-process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True)
-process.stdout.readline()
-print(process.pid, flush=True)
+command = shlex.join([sys.executable, "-c", child])
+subprocess.Popen(["/bin/sh", "-c", sys.argv[1] % command], env=os.environ | dict([sys.argv[2].split("=")]))
 time.sleep(600)
 """
 
@@ -35,7 +34,7 @@ def test_a_signal_is_noted_and_the_handlers_come_back(number: int) -> None:
 
 
 def test_another_event_ends_the_process_at_once() -> None:
-    """The same one may come as several signals: the death of a parent with four threads did, 2 ms apart."""
+    """The same one may come as several signals: from Slurm, and from the launcher that Slurm signalled too."""
     with catch_signals() as interrupt:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGHUP)
@@ -64,15 +63,33 @@ def test_nohup_protects() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux")
-def test_a_trainer_does_not_outlive_its_dvc() -> None:
-    environment = {**os.environ, "DVC_STAGE": "train"}
-    parent = subprocess.Popen([sys.executable, "-c", ORPHAN], env=environment, stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(
+    ("shell", "variable"),
+    [("exec %s", "DVC_STAGE=train"), ("%s; true", "DVC_STAGE=train"), ("exec %s", "RANK=1")],
+    ids=["below bash", "below dash, which waits", "a worker"],
+)
+def test_a_trainer_does_not_outlive_what_started_it(shell: str, variable: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
+    environment |= {
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "h",
+        "MASTER_PORT": "1",
+    }
+    command = [sys.executable, "-c", PARENT, shell, variable]
+    parent = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    watch = os.pidfd_open(child)
+    child = psutil.Process(int(parent.stdout.readline()))
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert select.select([watch], [], [], 500)[0], "the child lives on"
-    os.close(watch)
+    child.wait(timeout=500)
+
+
+def test_by_hand_a_trainer_goes_on_alone() -> None:
+    """`nohup python -m stages.train &`, and the terminal closed: nothing is above it that it should follow."""
+    program = "import threading; from lmcore.train.interrupt import follow_parent; follow_parent();"
+    program += "raise SystemExit(threading.active_count())"
+    environment = {name: value for name, value in os.environ.items() if name not in ("DVC_STAGE", "RANK")}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 1
