@@ -1,4 +1,4 @@
-"""The training step beside nanochat's: its model and optimizer, and ours of the same size, in one process, in turns.
+"""The training step beside nanochat's: its model and optimizer, and ours of the same size, in turns.
 
     git clone https://github.com/karpathy/nanochat ../nanochat
     python -m benchmarks.nanochat --nanochat ../nanochat
@@ -12,6 +12,7 @@ that `auto` gives for a long run. nanochat's model has value embeddings and some
 import argparse
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.nanogpt import device, step_ours
-from benchmarks.turns import Step, time_in_turns
+from benchmarks.turns import Build, Draw, Step, time_in_turns
 from lmcore.distributed import World
 from lmcore.hardware import HardwareParams, resolve_hardware
 from lmcore.model.gpt import GPT, ModelParams
@@ -37,19 +38,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
     arguments = parser.parse_args()
+    sides: dict[str, Build] = {"nanochat": partial(build_theirs, arguments.nanochat), "lmcore": build_ours}
+    timings = time_in_turns(sides, arguments.rounds, arguments.steps)
+    for name, timing in timings.items():
+        print(f"{name}: {1e3 * timing.seconds:.0f} ms a step, {BATCH * CONTEXT / timing.seconds:,.0f} tokens/s")
+    print(f"lmcore is {timings['nanochat'].seconds / timings['lmcore'].seconds:.2f} x")
+
+
+def make_draw() -> Draw:
+    """The same batches in each process."""
     generator = torch.Generator().manual_seed(1)
-
-    def draw() -> Tensor:
-        return torch.randint(ENTRIES, (BATCH, CONTEXT + 1), generator=generator)
-
-    sides = {"nanochat": step_theirs(arguments.nanochat), "lmcore": step_same_size()}
-    seconds = time_in_turns(sides, draw, arguments.rounds, arguments.steps)
-    for name, median in seconds.items():
-        print(f"{name}: {1e3 * median:.0f} ms a step, {BATCH * CONTEXT / median:,.0f} tokens/s")
-    print(f"lmcore is {seconds['nanochat'] / seconds['lmcore']:.2f} x")
+    return lambda: torch.randint(ENTRIES, (BATCH, CONTEXT + 1), generator=generator)
 
 
-def step_same_size() -> Step:
+def build_ours() -> tuple[Step, Draw]:
     """One whole update of ours."""
     model_params = parse_section(
         ModelParams,
@@ -75,10 +77,11 @@ def step_same_size() -> Step:
     hardware = resolve_hardware(request, read_params(), BATCH, CONTEXT, 1e18)
     print(f"lmcore: {hardware.precision}, compiled: {hardware.compile}")
     params = read_section(TrainParams, "train").model_copy(update={"optimizer": "muon", "grad_clip": 1.0})
-    return step_ours(build_state(GPT(model_params, ENTRIES, seed=1), params, hardware, World()), hardware, params)
+    state = build_state(GPT(model_params, ENTRIES, seed=1), params, hardware, World())
+    return step_ours(state, hardware, params), make_draw()
 
 
-def step_theirs(checkout: Path) -> Step:
+def build_theirs(checkout: Path) -> tuple[Step, Draw]:
     """One whole update as nanochat's base_train.py does it."""
     sys.path.insert(0, str(checkout))
     theirs = importlib.import_module("nanochat.gpt")
@@ -107,7 +110,7 @@ def step_theirs(checkout: Path) -> Step:
         model.zero_grad(set_to_none=True)
         return float(loss.item())
 
-    return step
+    return step, make_draw()
 
 
 if __name__ == "__main__":

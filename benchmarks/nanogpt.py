@@ -1,19 +1,20 @@
-"""The training step beside nanoGPT's: same model, weights, batches and optimizer, in one process, in turns.
+"""The training step beside nanoGPT's: same model, batches and optimizer, in turns, in a process each.
 
     git clone https://github.com/karpathy/nanoGPT ../nanoGPT
     python -m benchmarks.nanogpt --nanogpt ../nanoGPT --text tinyshakespeare.txt            # 10.6M, 16 x 256 characters
     python -m benchmarks.nanogpt --nanogpt ../nanoGPT --text tinyshakespeare.txt --shape 124m --batch 4
 
-First both train in fp32, eager, for 20 steps, and the losses are compared step by step; then each side does what it
-would do by default on this machine: nanoGPT in fp32, eager, as its documentation has it for a CPU (on a CUDA card in
-bfloat16, compiled), and this project what `hardware.profile: auto` gives for a long run. Run it on a quiet machine.
-With `--alone nanoGPT` or `--alone lmcore` one side makes a round of steps, for the memory it needs.
+First both train in fp32, eager, for 20 steps from the same weights, and the losses are compared step by step; then
+each side does what it would do by default on this machine: nanoGPT in fp32, eager, as its documentation has it for a
+CPU (on a CUDA card in bfloat16, compiled), and this project what `hardware.profile: auto` gives for a long run. Run it
+on a quiet machine; `--sides lmcore` leaves the other side and the comparison out.
 """
 
 import argparse
 import importlib.util
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.turns import Step, time_in_turns
+from benchmarks.turns import Draw, Step, Timing, time_in_turns
 from lmcore.distributed import World
-from lmcore.hardware import Hardware, HardwareParams, peak_memory_bytes, resolve_hardware
+from lmcore.hardware import Hardware, HardwareParams, resolve_hardware
 from lmcore.machine import measure_peak_flops
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.params import parse_section, read_params, read_section
@@ -59,100 +60,95 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="10m")
     parser.add_argument("--batch", type=int, default=16, help="sequences")
     parser.add_argument("--vocabulary", type=int, help="entries; by default as many as the text has characters")
-    parser.add_argument("--alone", choices=["nanoGPT", "lmcore"], help="the peak memory of one side, and no times")
+    parser.add_argument("--sides", nargs="+", choices=["nanoGPT", "lmcore"], default=["nanoGPT", "lmcore"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
     arguments = parser.parse_args()
-    theirs = load_module(arguments.nanogpt / "model.py")
+    contest = open_contest(arguments)
+    if len(arguments.sides) == 2:
+        compare_losses(contest)
+    hardware = choose_hardware(contest)
+    peak = measure_peak_flops(hardware.device, hardware.precision)
+    print(f"lmcore trains in {hardware.precision}, compiled: {hardware.compile}; here {peak / 1e9:,.0f} GFLOP/s")
+    sides = {name: partial(build_side, arguments, name) for name in arguments.sides}
+    report(time_in_turns(sides, arguments.rounds, arguments.steps), contest, peak)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What both sides have in common."""
+
+    theirs: ModuleType
+    model_params: ModelParams
+    vocab_size: int
+    batch_size: int
+    draw: Draw
+
+
+def open_contest(arguments: argparse.Namespace) -> Contest:
+    """Draws the same batches in each process."""
     tokens, vocab_size = read_tokens(arguments.text)
-    vocab_size = arguments.vocabulary or vocab_size
     model_params = shape_params(arguments.shape)
-    context = model_params.context_length
-    generator = np.random.default_rng(1)
+    context, generator = model_params.context_length, np.random.default_rng(1)
 
     def draw() -> Tensor:
         starts = generator.integers(0, len(tokens) - context - 1, arguments.batch)
         return torch.from_numpy(np.stack([tokens[start : start + context + 1] for start in starts]))
 
-    if arguments.alone:
-        hardware = choose_hardware(arguments.batch, context)
-        step = build_side(arguments.alone, theirs, model_params, vocab_size, hardware)
-        report_speed(
-            time_in_turns({arguments.alone: step}, draw, 1, arguments.steps), model_params, vocab_size, hardware
-        )
-        print(f"peak memory {peak_memory_bytes() / 1e9:.2f} GB")
-        return
-    compare_losses(theirs, model_params, vocab_size, arguments.batch, draw)
-    compare_speed(theirs, model_params, vocab_size, arguments.batch, draw, arguments.rounds, arguments.steps)
+    theirs = load_module(arguments.nanogpt / "model.py")
+    return Contest(theirs, model_params, arguments.vocabulary or vocab_size, arguments.batch, draw)
 
 
-def compare_losses(
-    theirs: ModuleType, model_params: ModelParams, vocab_size: int, batch_size: int, draw: Callable[[], Tensor]
-) -> None:
+def compare_losses(contest: Contest) -> None:
     """Twenty steps in fp32 from the same weights over the same batches."""
-    hardware = Hardware("cpu", device(), "fp32", batch_size, compile=False, compile_reason="", threads=1)
-    state = make_ours(model_params, vocab_size, hardware)
-    other, optimizer = make_theirs(theirs, model_params, vocab_size)
+    hardware = Hardware("cpu", device(), "fp32", contest.batch_size, compile=False, compile_reason="", threads=1)
+    state = make_ours(contest, hardware)
+    other, optimizer = make_theirs(contest)
     copy_weights(state.model, other)
     for block in other.transformer.h:  # GPT-2's, as ours; nanoGPT has the exact form, 1e-4 away in the loss
         block.mlp.gelu = nn.GELU(approximate="tanh")
     ours, nanogpt = step_ours(state, hardware, train_params()), step_theirs(other, optimizer, autocast=False)
     differences = []
     for _ in range(20):
-        windows = draw()
+        windows = contest.draw()
         differences.append(abs(ours(windows) - nanogpt(windows)))
     print(f"20 steps in fp32 from equal weights: the losses differ by at most {max(differences):.1e}")
 
 
-def compare_speed(
-    theirs: ModuleType,
-    model_params: ModelParams,
-    vocab_size: int,
-    batch_size: int,
-    draw: Callable[[], Tensor],
-    rounds: int,
-    steps: int,
-) -> None:
-    """Rounds of some steps of each side in turn; the ratio of the medians."""
-    hardware = choose_hardware(batch_size, model_params.context_length)
-    sides = {name: build_side(name, theirs, model_params, vocab_size, hardware) for name in ("nanoGPT", "lmcore")}
-    seconds = time_in_turns(sides, draw, rounds, steps)
-    report_speed(seconds, model_params, vocab_size, hardware)
-    print(
-        f"lmcore ({hardware.precision}, compiled: {hardware.compile}) is {seconds['nanoGPT'] / seconds['lmcore']:.2f} x"
-    )
-
-
-def report_speed(seconds: dict[str, float], model_params: ModelParams, vocab_size: int, hardware: Hardware) -> None:
-    """Print what each side makes of the machine in its `seconds` for a step; all take the whole batch at once."""
-    tokens = hardware.micro_batch_size * model_params.context_length
-    flops = estimate_flops(GPT.outline(model_params, vocab_size).count_parameters(), tokens)
-    peak = measure_peak_flops(hardware.device, hardware.precision)
-    for name, median in seconds.items():
+def report(timings: dict[str, Timing], contest: Contest, peak: float) -> None:
+    """Print what each side makes of a machine of `peak` FLOP/s; all take the whole batch at once."""
+    tokens = contest.batch_size * contest.model_params.context_length
+    flops = estimate_flops(GPT.outline(contest.model_params, contest.vocab_size).count_parameters(), tokens)
+    for name, timing in timings.items():
+        rate = flops / timing.seconds
         print(
-            f"{name}: {1e3 * median:.0f} ms a step, {tokens / median:,.0f} tokens/s, {flops / median / 1e9:,.0f} "
-            f"GFLOP/s, {flops / median / peak:.0%} of the {hardware.precision} matrix rate, {peak / 1e9:,.0f} GFLOP/s"
+            f"{name}: {1e3 * timing.seconds:.0f} ms a step, {tokens / timing.seconds:,.0f} tokens/s, "
+            f"{rate / 1e9:,.0f} GFLOP/s, {rate / peak:.0%} of the peak, {timing.peak_memory / 1e9:.2f} GB"
         )
+    if len(timings) == 2:
+        print(f"lmcore is {timings['nanoGPT'].seconds / timings['lmcore'].seconds:.2f} x")
 
 
-def choose_hardware(batch_size: int, context_length: int) -> Hardware:
+def choose_hardware(contest: Contest) -> Hardware:
     """What `auto` gives here for a long run, with the whole batch at once."""
-    request = read_section(HardwareParams, "hardware").model_copy(update={"micro_batch_size": batch_size})
-    return resolve_hardware(request, read_params(), batch_size, context_length, 1e18)
+    request = read_section(HardwareParams, "hardware").model_copy(update={"micro_batch_size": contest.batch_size})
+    return resolve_hardware(request, read_params(), contest.batch_size, contest.model_params.context_length, 1e18)
 
 
-def build_side(name: str, theirs: ModuleType, model_params: ModelParams, vocab_size: int, hardware: Hardware) -> Step:
+def build_side(arguments: argparse.Namespace, name: str) -> tuple[Step, Draw]:
     """A side as it trains by default on this machine."""
+    contest = open_contest(arguments)
     if name == "lmcore":
-        return step_ours(make_ours(model_params, vocab_size, hardware), hardware, train_params())
-    other, optimizer = make_theirs(theirs, model_params, vocab_size)
+        hardware = choose_hardware(contest)
+        return step_ours(make_ours(contest, hardware), hardware, train_params()), contest.draw
+    other, optimizer = make_theirs(contest)
     on_gpu = device() == "cuda"
-    return step_theirs(torch.compile(other) if on_gpu else other, optimizer, autocast=on_gpu)
+    return step_theirs(torch.compile(other) if on_gpu else other, optimizer, autocast=on_gpu), contest.draw
 
 
-def make_ours(model_params: ModelParams, vocab_size: int, hardware: Hardware) -> TrainState:
+def make_ours(contest: Contest, hardware: Hardware) -> TrainState:
     """Our model with AdamW as nanoGPT has it."""
-    return build_state(GPT(model_params, vocab_size, seed=1), train_params(), hardware, World())
+    return build_state(GPT(contest.model_params, contest.vocab_size, seed=1), train_params(), hardware, World())
 
 
 def step_ours(state: TrainState, hardware: Hardware, params: TrainParams) -> Step:
@@ -167,18 +163,19 @@ def step_ours(state: TrainState, hardware: Hardware, params: TrainParams) -> Ste
     return step
 
 
-def make_theirs(theirs: ModuleType, model_params: ModelParams, vocab_size: int) -> tuple[Any, torch.optim.Optimizer]:
+def make_theirs(contest: Contest) -> tuple[Any, torch.optim.Optimizer]:
     """Their model and optimizer."""
-    config = theirs.GPTConfig(
-        n_layer=model_params.n_layers,
-        n_head=model_params.n_heads,
-        n_embd=model_params.d_model,
-        block_size=model_params.context_length,
-        vocab_size=vocab_size,
+    params = contest.model_params
+    config = contest.theirs.GPTConfig(
+        n_layer=params.n_layers,
+        n_head=params.n_heads,
+        n_embd=params.d_model,
+        block_size=params.context_length,
+        vocab_size=contest.vocab_size,
         bias=False,
         dropout=0.0,
     )
-    model = theirs.GPT(config).to(device())
+    model = contest.theirs.GPT(config).to(device())
     return model, model.configure_optimizers(0.1, LEARNING_RATE, (0.9, 0.99), device())
 
 

@@ -1,23 +1,24 @@
-"""What the training loop costs beside the bare forward, backward and optimizer step of the same model and batches.
+"""What the training loop, its checkpoints and its tracking cost beside the bare step of the same model and batches.
 
-    python -m benchmarks.train_step --segments 5
+    python -m benchmarks.train_step --rounds 60
 
-Run it after `dvc repro encode`, on an otherwise idle machine. All sides alternate in one process: the bare step; the
-loop with loader, logging and the checkpoint at its end; and the loop with MLflow, or with four checkpoints more. The
-first segment also makes MLflow's database, which a project does once: its row is printed, and the median leaves it
-behind.
+Run it after `dvc repro encode`, on an otherwise idle machine. The sides alternate in one process, twenty steps at a
+time: the bare forward, backward and optimizer step; the loop with its loader and one log entry; the same with four
+checkpoints. Counted are the steps between the first and the last, whose end is told apart. MLflow has a thread of its
+own that sends a batch every ten seconds: counted is its processor time, as if training stood still for it. The shares
+are those of the default run, with each part as often as that has it.
 """
 
 import argparse
+import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -30,21 +31,17 @@ from lmcore.progress import TrainingProgress
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import open_dataset
-from lmcore.tracking import TrackedRun, track_run
+from lmcore.tracking import SHIP_SECONDS, TrackedRun, track_run
 from lmcore.train.checkpoint import Checkpoints
 from lmcore.train.interrupt import Interrupt
 from lmcore.train.loop import train
 from lmcore.train.run import open_run
-from lmcore.train.schedule import Schedule
+from lmcore.train.schedule import Schedule, plan_schedule
 from lmcore.train.session import build_state, plan_hardware
 from lmcore.train.settings import TrainParams
 from lmcore.train.state import TrainState
 
-LOOPS: dict[str, dict[str, Any]] = {
-    "loop": {"tracked": False, "saves": 1},
-    "with MLflow": {"tracked": True, "saves": 1},
-    "with 4 more checkpoints": {"tracked": False, "saves": 5},
-}
+STEPS, SAVES = 20, 4  # of one turn
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,7 @@ class Setup:
     hardware: Hardware
     batches: Batches
     state: TrainState
+    steps: int
 
 
 def prepare() -> Setup:
@@ -72,14 +70,30 @@ def prepare() -> Setup:
     hardware = plan_hardware(read_section(HardwareParams, "hardware"), read_params(), params, model_params, dataset)
     batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
     model = GPT(model_params, dataset.train.vocab_size, params.seed)
-    return Setup(params, hardware, batches, build_state(model, params, hardware, World()))
+    state = build_state(model, params, hardware, World())
+    steps = plan_schedule(params, model_params.context_length, dataset.train.tokens).steps
+    return Setup(params, hardware, batches, state, steps)
 
 
-def run_bare(setup: Setup, steps: int) -> None:
-    """The same mathematics on one batch that lies ready, with nothing else."""
+class Stopwatch(TrainingProgress):
+    """When each step of the loop ended, with all that belongs to it."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        super().__init__(0, STEPS, tokens_per_step)
+        self.ends: list[float] = []
+
+    def resume(self) -> None:
+        """The step is over."""
+        super().resume()
+        self.ends.append(time.perf_counter())
+
+
+def run_bare(setup: Setup) -> float:
+    """Seconds of the same mathematics on one batch that lies ready, with nothing else; as many steps as are counted."""
     windows = torch.from_numpy(setup.batches.at(0)).to(setup.hardware.device)
     state = setup.state
-    for _ in range(steps):
+    started = time.perf_counter()
+    for _ in range(STEPS - 2):
         with setup.hardware.autocast():
             loss = state.objective(windows[:, :-1], windows[:, 1:])
         loss.backward()
@@ -87,6 +101,7 @@ def run_bare(setup: Setup, steps: int) -> None:
         for optimizer in state.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+    return time.perf_counter() - started
 
 
 @contextmanager
@@ -97,62 +112,89 @@ def temporary_project() -> Iterator[Path]:
         yield Path(folder)
 
 
-def run_loop(setup: Setup, steps: int, root: Path, *, tracked: bool, saves: int) -> float:
-    """Seconds of `steps` steps of the real loop, with logging, MLflow if `tracked`, and so many checkpoints."""
-    params = setup.params.model_copy(
-        update={"max_steps": steps, "warmup_steps": 0, "checkpoint_every_steps": steps // saves}
-    )
-    number = len(list(root.glob("runs/*")))
-    with open_run(root / "runs", {"segment": number}) as run:
-        (artifact := root / "model").mkdir(exist_ok=True)
-        described = TrackedRun(run.folder, {}, setup.hardware.describe(), {}, artifact)
-        with (
-            track_run(described, {}) if tracked else nullcontext(),
-            TrainingProgress(0, steps, setup.batches.tokens_per_step) as progress,
-            Checkpoints(run.folder / "checkpoints", params.keep_checkpoints) as checkpoints,
-        ):
-            started = time.perf_counter()
-            train(
-                setup.state,
-                setup.batches,
-                Schedule(params, steps),
-                params,
-                setup.hardware,
-                World(),
-                step=0,
-                validate=lambda _: NoLoss(),
-                run=run,
-                checkpoints=checkpoints,
-                progress=progress,
-                interrupt=Interrupt(),
-            )
-            checkpoints.finish()
-            return time.perf_counter() - started
+def run_loop(setup: Setup, root: Path, *, saving: bool) -> tuple[float, float]:
+    """Seconds of the counted steps of the real loop; and of the run's start, last step and end."""
+    every = STEPS // (SAVES + 1) if saving else None
+    params = setup.params.model_copy(update={"max_steps": STEPS, "warmup_steps": 0, "checkpoint_every_steps": every})
+    started = time.perf_counter()
+    with (
+        open_run(root / "runs", {"turn": len(list(root.glob("runs/*")))}) as run,
+        Stopwatch(setup.batches.tokens_per_step) as stopwatch,
+        Checkpoints(run.folder / "checkpoints", params.keep_checkpoints) as checkpoints,
+    ):
+        train(
+            setup.state,
+            setup.batches,
+            Schedule(params, STEPS),
+            params,
+            setup.hardware,
+            World(),
+            step=0,
+            validate=lambda _: NoLoss(),
+            run=run,
+            checkpoints=checkpoints,
+            progress=stopwatch,
+            interrupt=Interrupt(),
+        )
+    seconds = stopwatch.ends[-2] - stopwatch.ends[0]
+    return seconds, time.perf_counter() - started - seconds
+
+
+def run_tracker(setup: Setup, root: Path, number: int, entries: int) -> float:
+    """Processor seconds of MLflow for a run with so many log entries, in one batch."""
+    (folder := root / f"tracked-{number}-{entries}").mkdir()
+    (artifact := root / "model").mkdir(exist_ok=True)
+    entry = {"train_loss": 1.0, "learning_rate": 1e-3, "gradient_norm": 1.0}
+    machine = {"tokens_per_second": 1.0, "peak_memory_bytes": 1, "time": 1}
+    lines = [json.dumps({"step": step, "tokens": step, **entry, "machine": machine}) for step in range(entries)]
+    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    started = time.process_time()
+    with track_run(TrackedRun(folder, {}, setup.hardware.describe(), {}, artifact), {}):
+        pass
+    return time.process_time() - started
 
 
 def main() -> None:
-    """Alternate all sides and print the ratios of their medians."""
+    """Take turns, and count each cost as often as the default run has it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--segments", type=int, default=5)
-    parser.add_argument("--steps", type=int, help="of one segment; by default from one checkpoint to the next")
-    arguments = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=60)
+    rounds = parser.parse_args().rounds
     setup = prepare()
-    steps = arguments.steps or setup.params.checkpoint_every_steps or 100
-    seconds: dict[str, list[float]] = {"bare": [], **{name: [] for name in LOOPS}}
-    run_bare(setup, 3)
-    with temporary_project() as root:
-        for number in range(arguments.segments):
-            started = time.perf_counter()
-            run_bare(setup, steps)
-            seconds["bare"].append(time.perf_counter() - started)
-            with Path(os.devnull).open("w") as silence, redirect_stdout(silence):
-                for name, parts in LOOPS.items():
-                    seconds[name].append(run_loop(setup, steps, root, **parts))
-            times = ", ".join(f"{name} {1e3 * taken[-1] / steps:.1f} ms" for name, taken in seconds.items())
-            print(f"segment {number + 1}, a step: {times}", flush=True)
-    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
-    for name, other in (("loop", "bare"), ("with MLflow", "loop"), ("with 4 more checkpoints", "loop")):
-        print(f"{name} takes {medians[name] / medians[other]:.3f} times as long as {other} (medians)")
+    times: dict[str, list[float]] = {name: [] for name in ("bare", "loop", "end", "saving", "tracker", "batch")}
+    run_bare(setup)
+    with temporary_project() as root, Path(os.devnull).open("w") as silence, redirect_stdout(silence):
+        for _ in range(rounds):
+            times["bare"].append(run_bare(setup))
+            loop, end = run_loop(setup, root, saving=False)
+            times["loop"].append(loop)
+            times["end"].append(end)
+            saving, _ = run_loop(setup, root, saving=True)
+            times["saving"].append(saving)
+        step = statistics.median(times["bare"]) / (STEPS - 2)
+        entries = round(SHIP_SECONDS / step / setup.params.log_every)
+        for number in range(10):
+            tracker = run_tracker(setup, root, number, 0)
+            times["tracker"].append(tracker)
+            times["batch"].append(run_tracker(setup, root, number, entries) - tracker)
+    report(setup, {name: statistics.median(taken) for name, taken in times.items()})
+
+
+def report(setup: Setup, times: dict[str, float]) -> None:
+    """Print what each part takes (`times` in seconds), and what share of the default run's bare steps that is."""
+    step = times["bare"] / (STEPS - 2)
+    checkpoint = (times["saving"] - times["loop"]) / SAVES
+    every = setup.params.checkpoint_every_steps or setup.steps
+    print(f"a bare step {1e3 * step:.1f} ms, {setup.steps} of them {step * setup.steps:.0f} s")
+    rows = {
+        "the loop, its loader and log": times["loop"] / times["bare"] - 1,
+        f"checkpoints of {1e3 * checkpoint:.0f} ms, one in {every} steps": checkpoint / every / step,
+        f"start, last step and end, {times['end']:.2f} s": times["end"] / setup.steps / step,
+        f"MLflow's start and end, {times['tracker']:.2f} s": times["tracker"] / setup.steps / step,
+        f"MLflow's batches of {1e3 * times['batch']:.0f} ms, one in {SHIP_SECONDS:.0f} s": times["batch"]
+        / SHIP_SECONDS,
+    }
+    for name, share in rows.items():
+        print(f"{share:+7.2%}  {name}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Memory by the kernel's files, played in a folder; rates by what this machine really does."""
 
+import platform
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -135,3 +138,24 @@ def test_the_peak_is_that_of_the_fastest_size(monkeypatch: pytest.MonkeyPatch) -
     assert tried == [256, 512, 1024, 2048, 4096]
     monkeypatch.setattr("lmcore.machine.available_memory", lambda _: 4 * 3 * 512**2)
     assert measure_peak_flops("cpu", "bf16") == 2e12, "larger products would not leave half of the memory free"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's switch")
+def test_freed_memory_is_there_for_the_next_tensor() -> None:
+    """Sixty times 64 MB, 16,384 pages each: the kernel is asked for a few of them (small ones settle between)."""
+    program = """
+import resource, sys, torch
+from lmcore.machine import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(60):
+    torch.ones(16 << 20)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 16384)
+"""
+    times = {}
+    for way in ("default", "kept"):
+        finished = subprocess.run([sys.executable, "-c", program, way], check=True, capture_output=True, text=True)
+        times[way] = float(finished.stdout)
+    assert times["kept"] < 20
+    assert times["default"] > 57

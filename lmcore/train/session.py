@@ -14,7 +14,7 @@ from lmcore.distributed import World
 from lmcore.errors import ArtifactError
 from lmcore.files import project_root
 from lmcore.hardware import Hardware, HardwareParams, peak_memory_bytes, reset_peak_memory, resolve_hardware
-from lmcore.machine import measure_peak_flops
+from lmcore.machine import keep_freed_memory, measure_peak_flops
 from lmcore.model.architecture import explain_misfit, hugging_face_architecture
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.model.loss import LanguageModelLoss
@@ -119,6 +119,8 @@ def summarise_run(seconds: float, progress: TrainingProgress, hardware: Hardware
 
 def build_state(model: GPT, params: TrainParams, hardware: Hardware, world: World) -> TrainState:
     """Put the model on its device and make of it what a step needs: compiled, distributed, with its optimizers."""
+    if hardware.device == "cpu":
+        keep_freed_memory()
     if hardware.device == "cpu" or params.deterministic:
         # A compiled step adds the embedding's gradient atomically: three processes gave three different weights.
         # With this they are equal, at no measurable cost on a CPU.
@@ -261,7 +263,8 @@ def confirm_micro_batch(model: GPT, hardware: Hardware, context_length: int, wor
 
     def try_step(size: int) -> None:
         with hardware.autocast():
-            objective(windows[:size, :-1], windows[:size, 1:]).backward()
+            loss = objective(windows[:size, :-1], windows[:size, 1:])
+        loss.backward()
 
     found = find_micro_batch(try_step, size)
     objective.zero_grad(set_to_none=True)
