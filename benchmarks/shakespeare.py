@@ -42,9 +42,9 @@ RECIPE = Path("recipes/speedrun-cpu.yaml")
 # The recipe as it stands, and what is changed for a shorter time.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "full": {},
-    "minute": {"model": {"d_model": 192, "context_length": 128}, "train": {"batch_size": 16, "max_steps": 800}},
+    "minute": {"train": {"max_steps": 690}},
     "quick": {
-        "model": {"n_layers": 3, "d_model": 192, "n_heads": 3, "context_length": 64},
+        "model": {"n_layers": 3, "context_length": 64},
         "train": {"batch_size": 16, "max_steps": 175},
     },
 }
