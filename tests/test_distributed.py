@@ -162,7 +162,7 @@ def test_a_second_signal_kills(start: Start) -> None:
 
 
 @processes
-@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="pidfd is Linux")
 @pytest.mark.parametrize("command", [LAUNCH, TORCHRUN_HERE])
 def test_workers_save_and_leave_when_the_launcher_is_killed(
     command: tuple[str, ...], tmp_path: Path, start: Start

@@ -5,13 +5,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import psutil
 
 from lmcore.distributed import SAME_SIGNAL_SECONDS, is_worker
 
+LOOK_SECONDS = 0.2  # from one look at the process above to the next, 0.03 ms each
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -74,5 +75,8 @@ def _is_dvc(ancestor: psutil.Process) -> bool:
 
 
 def _leave_after(parent: psutil.Process) -> None:
-    parent.wait()
+    with suppress(psutil.NoSuchProcess):
+        # A dead one stays, as a zombie, until the process above it looks: `parent.wait()` would wait for that.
+        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(LOOK_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)

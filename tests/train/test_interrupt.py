@@ -82,9 +82,9 @@ def test_a_trainer_does_not_outlive_what_started_it(shell: str, variable: str) -
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
     parent.kill()
+    child.wait(timeout=500)  # while the parent is a zombie still
     parent.wait()
     parent.stdout.close()
-    child.wait(timeout=500)
 
 
 def test_by_hand_a_trainer_goes_on_alone() -> None:
