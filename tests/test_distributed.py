@@ -17,7 +17,7 @@ from imports import ROOT
 from lmcore.distributed import SAME_SIGNAL_SECONDS, World, is_worker, join_world, launch, split_batch
 from lmcore.errors import ParameterError
 
-SECONDS = 600  # a limit for a busy machine
+SECONDS = 240  # a limit for a busy machine
 PYTHON = (sys.executable, "-W", "error", "-m")
 LAUNCH = (*PYTHON, "world_program")
 TORCHRUN = (*PYTHON, "torch.distributed.run")

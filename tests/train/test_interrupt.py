@@ -15,11 +15,11 @@ PARENT = """
 import os, shlex, subprocess, sys, time
 child = (
     "import os, time; from lmcore.train.interrupt import follow_parent;"
-    "follow_parent(); print(os.getpid(), flush=True); time.sleep(600)"
+    "follow_parent(); print(os.getpid(), flush=True); time.sleep(60)"
 )
 command = shlex.join([sys.executable, "-c", child])
 subprocess.Popen(["/bin/sh", "-c", sys.argv[1] % command], env=os.environ | dict([sys.argv[2].split("=")]))
-time.sleep(600)
+time.sleep(60)
 """
 
 
@@ -46,9 +46,9 @@ with catch_signals():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep({SAME_SIGNAL_SECONDS + 0.1})
     os.kill(os.getpid(), signal.SIGHUP)
-    time.sleep(600)
+    time.sleep(60)
 """
-    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=500).returncode == -signal.SIGHUP
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=50).returncode == -signal.SIGHUP
 
 
 def test_nohup_protects() -> None:
@@ -82,7 +82,7 @@ def test_a_trainer_does_not_outlive_what_started_it(shell: str, variable: str) -
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
     parent.kill()
-    child.wait(timeout=500)  # while the parent is a zombie still
+    child.wait(timeout=50)  # while the parent is a zombie still
     parent.wait()
     parent.stdout.close()
 

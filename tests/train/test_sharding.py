@@ -36,7 +36,7 @@ def run_in_processes(processes: int, folder: Path, jobs: list[dict[str, Any]]) -
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, "-W", "error", "-m", "sharded_training"]
     environment |= {"PROCESSES": str(processes), "JOBS": json.dumps(jobs)}
-    subprocess.run(command, cwd=folder, env={**os.environ, **environment}, check=True, timeout=900)
+    subprocess.run(command, cwd=folder, env={**os.environ, **environment}, check=True, timeout=240)
     return [json.loads((folder / f"job-{number}.json").read_text()) for number in range(len(jobs))]
 
 
