@@ -4,12 +4,9 @@ A request changes speed and rounding only: the batches, their order and the loss
 """
 
 import os
-import resource
 import shutil
-import sys
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -283,21 +280,3 @@ def _count_processes(request: AutoOrCount, device: str, batch_size: int) -> tupl
             f"hardware.processes={request}: device {device} takes {cards}; set hardware.processes=auto"
         )
     return request, 1
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has held so far: the device's where it has its own, else resident memory."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux, where ru_maxrss begins with what the process that started this one held
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def reset_peak_memory() -> None:
-    """Give back what a measurement has held of the card, and forget that it did. Resident memory cannot be reset."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()

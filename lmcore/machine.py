@@ -4,6 +4,8 @@ import ctypes
 import functools
 import os
 import platform
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,7 +111,7 @@ def total_memory(device: str, root: Path = Path("/")) -> int:
     """Bytes that could ever be free: the smallest card's, or the main memory within the limits of control groups."""
     if device == "cuda":
         return min(torch.cuda.get_device_properties(card).total_memory for card in range(torch.cuda.device_count()))
-    main = _meminfo(root, "MemTotal") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    main = _read_size(root / "proc/meminfo", "MemTotal") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([main, *(limit for limit, _ in _control_groups(root))])
 
 
@@ -122,13 +124,29 @@ def available_memory(device: str, root: Path = Path("/")) -> int:
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
         return free
-    main = _meminfo(root, "MemAvailable") or total_memory(device, root)
+    main = _read_size(root / "proc/meminfo", "MemAvailable") or total_memory(device, root)
     return min([main, *(limit - used for limit, used in _control_groups(root))])
 
 
-def _meminfo(root: Path, key: str) -> int | None:
-    """A line of Linux's /proc/meminfo in bytes; None on other systems."""
-    path = root / "proc/meminfo"
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held so far: the device's where it has its own, else resident memory."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, kilobytes elsewhere
+    # Linux's ru_maxrss begins with what the process that started this one held.
+    own = _read_size(Path("/proc/self/status"), "VmHWM")
+    return own or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory() -> None:
+    """Give back what a measurement has held of the card, and forget that it did. Resident memory cannot be reset."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _read_size(path: Path, key: str) -> int | None:
+    """A line of one of Linux's files in /proc, in bytes; None on other systems."""
     if not path.exists():
         return None
     return int(path.read_text().partition(f"{key}:")[2].split()[0]) * 1024

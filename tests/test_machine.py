@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmcore.machine import available_memory, claims_bf16, measure_cpu_rates, measure_peak_flops, total_memory
+from lmcore.machine import (
+    available_memory,
+    claims_bf16,
+    measure_cpu_rates,
+    measure_peak_flops,
+    peak_memory_bytes,
+    total_memory,
+)
 
 GROUP = "user.slice/job"
 UNLIMITED_1 = 9223372036854771712  # what version 1 says for none
@@ -159,3 +166,23 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 16384)
         times[way] = float(finished.stdout)
     assert times["kept"] < 20
     assert times["default"] > 57
+
+
+def test_the_peak_is_what_was_held() -> None:
+    before = peak_memory_bytes()
+    assert before > 1 << 26, "torch alone takes more"
+    held = torch.ones(before >> 2)  # as many bytes as ever so far
+    assert peak_memory_bytes() - before > 0.5 * before
+    del held
+
+
+def test_the_peak_is_not_that_of_what_started_us() -> None:
+    """A parent of 2 GB starts a process that holds next to nothing."""
+    child = "from lmcore.machine import peak_memory_bytes; print(peak_memory_bytes())"
+    program = f"""
+import subprocess, sys
+held = b"x" * (2 << 30)
+subprocess.run([sys.executable, "-c", {child!r}], check=True)
+"""
+    finished = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert 1 << 26 < int(finished.stdout) < 1 << 30

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lmcore.distributed import World, split_batch
-from lmcore.hardware import Hardware, peak_memory_bytes
+from lmcore.hardware import Hardware
+from lmcore.machine import peak_memory_bytes
 from lmcore.model.gpt import GPT
 from lmcore.progress import TrainingProgress
 from lmcore.tokens.batches import Batches

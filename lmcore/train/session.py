@@ -13,8 +13,8 @@ import torch
 from lmcore.distributed import World
 from lmcore.errors import ArtifactError
 from lmcore.files import project_root
-from lmcore.hardware import Hardware, HardwareParams, peak_memory_bytes, reset_peak_memory, resolve_hardware
-from lmcore.machine import keep_freed_memory, measure_peak_flops
+from lmcore.hardware import Hardware, HardwareParams, resolve_hardware
+from lmcore.machine import keep_freed_memory, measure_peak_flops, peak_memory_bytes, reset_peak_memory
 from lmcore.model.architecture import explain_misfit, hugging_face_architecture
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.model.loss import LanguageModelLoss
