@@ -187,35 +187,37 @@ def test_experiments_run_only_what_they_change(finished: Project) -> None:
     assert finished.contents("models/gpt") == weights
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen within two minutes"
-        time.sleep(0.02)
+def find_stopped_child(parent: subprocess.Popen[str], name: str) -> int | None:
+    """The id of the process below `parent` whose command line holds `name`, once it is stopped."""
+    assert parent.poll() is None, f"{name} did not stop:\n{parent.communicate()[0]}"
+    for child in psutil.Process(parent.pid).children(recursive=True):  # DVC's, or its shell's
+        with suppress(psutil.NoSuchProcess):
+            if child.status() == psutil.STATUS_STOPPED and name in child.cmdline():
+                return child.pid
+    return None
 
 
-def find_stopped_child(parent: subprocess.Popen[str], name: str) -> int:
-    """Wait until the process below `parent` whose command line holds `name` is stopped; its id."""
+def wait_for(condition: Callable[[], int | None]) -> int:
+    """What `condition` gives as soon as it gives something."""
     deadline = time.monotonic() + 300
-    while parent.poll() is None and time.monotonic() < deadline:
-        for child in psutil.Process(parent.pid).children(recursive=True):  # DVC's, or its shell's
-            with suppress(psutil.NoSuchProcess):
-                if child.status() == psutil.STATUS_STOPPED and name in child.cmdline():
-                    return child.pid
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen within five minutes"
         time.sleep(0.02)
-    parent.kill()
-    raise AssertionError(f"{name} did not stop:\n{parent.communicate()[0]}")
+    return found
 
 
 @pytest.mark.parametrize("victim", ["trainer", "dvc"])
 def test_killed_in_training_it_goes_on_bit_for_bit(tmp_path: Path, victim: str) -> None:
-    whole, killed = Project(tmp_path / "whole"), Project(tmp_path / "killed")
+    # After the stop there are seconds of training left: the trainer looks for its DVC a few times in each.
+    often = {"log_every": 20, "eval_every": 100, "checkpoint_every_steps": 50}
+    sections = {**SMALL, "train": {**SMALL["train"], **often, "max_steps": 400}}
+    whole, killed = Project(tmp_path / "whole", sections), Project(tmp_path / "killed", sections)
     whole.run("dvc", "repro", "train")
 
-    # The second of the checkpoints, at steps 3, 6, 9 and 12, is not yet sealed. The writing thread stands still, and
-    # with it, after a moment, the whole process: it goes on from step 3, or from a later one.
-    process = killed.start("dvc", "repro", "train", sabotage="stages.train STOP os.rename step-00000006.json 1")
-    trainer = find_stopped_child(process, "stages.train")
+    # The second of the checkpoints, at steps 50, 100, ..., is not yet sealed. The writing thread stands still, and
+    # with it, after a moment, the whole process: it goes on from step 50, or from a later one.
+    process = killed.start("dvc", "repro", "train", sabotage="stages.train STOP os.rename step-00000100.json 1")
+    trainer = wait_for(lambda: find_stopped_child(process, "stages.train"))
     if victim == "trainer":
         os.kill(trainer, signal.SIGKILL)
     else:
@@ -224,7 +226,7 @@ def test_killed_in_training_it_goes_on_bit_for_bit(tmp_path: Path, victim: str) 
         os.kill(trainer, signal.SIGCONT)  # and it notices, saves and leaves
     output, _ = process.communicate()
     assert process.returncode != 0, output
-    wait_until(lambda: not Path(f"/proc/{trainer}").exists())
+    wait_for(lambda: not psutil.pid_exists(trainer))
     assert not (killed.folder / "models" / "gpt").exists()
 
     assert "going on from step" in killed.run("dvc", "repro", "train")

@@ -20,6 +20,8 @@ from lmcore.model.gpt import GPT
 from lmcore.model.loss import LanguageModelLoss
 from lmcore.train.sharding import distribute, gather_tensor, shard_like, sync_gradients, whole_weights
 
+pytestmark = pytest.mark.xdist_group("sharded")  # tests that share the trainings share a process
+
 HALF = STEPS // 2
 WAYS = [
     {"sharding": "replicate"},
