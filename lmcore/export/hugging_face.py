@@ -13,27 +13,18 @@ from safetensors.torch import save
 
 from lmcore.errors import ArtifactError, LmcoreError, ParameterError
 from lmcore.export.card import CardFacts, render_card
-from lmcore.export.weights import MODEL_CLASSES, config_values, named_weights
 from lmcore.files import sha256_file, write_file, write_folder, write_json, write_text
 from lmcore.model.architecture import Architecture, explain_misfit, hugging_face_architecture
 from lmcore.model.folder import load_model, read_lineage
 from lmcore.model.gpt import GPT
+from lmcore.model.hugging_face import MODEL_CLASSES, config_values, named_weights
 from lmcore.params import Section
+from lmcore.tokenizer.adopted import SAMPLE_TEXTS
 from lmcore.tokenizer.base import END_OF_TEXT, Tokenizer
 from lmcore.tokenizer.load import load_tokenizer
 
 # The same operations in another order differ by about 1e-6; a weight in the wrong place by 0.1 and more.
 MAX_LOGIT_DIFFERENCE = 1e-3
-
-# Texts that both tokenizers must agree on: none, code, every kind of space, other scripts, digits.
-SAMPLE_TEXTS = (
-    "",
-    "Hello, world! It's a test; isn't it?",
-    "def area(radius):\n    return 3.14159 * radius ** 2\n\n\n",
-    " leading, trailing \t tab\r\n\u00a0no-break  \n ",
-    "naïve café, Привет, 世界, नमस्ते, 🙂👩‍👩‍👧",
-    "0 12 345 6789 1e-05 0x1F",
-)
 
 
 class ExportParams(Section):
@@ -109,7 +100,9 @@ def write_configs(
 ) -> None:
     """config.json, generation_config.json and tokenizer_config.json."""
     ends = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
-    config = transformers.AutoConfig.for_model(architecture, dtype=dtype, **ends, **config_values(model, architecture))
+    config = transformers.AutoConfig.for_model(
+        architecture, dtype=dtype, **ends, **config_values(model.params, model.vocab_size, architecture)
+    )
     write_text(folder / "config.json", config.to_json_string())
     generation = transformers.GenerationConfig(**ends, pad_token_id=end_of_text)
     write_text(folder / "generation_config.json", generation.to_json_string())

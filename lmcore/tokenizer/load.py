@@ -10,6 +10,7 @@ from pydantic import model_validator
 from lmcore.errors import ArtifactError, DataError
 from lmcore.files import read_json
 from lmcore.params import Int, Section
+from lmcore.tokenizer.adopted import adopt_tokenizer
 from lmcore.tokenizer.base import FILE_NAME, Tokenizer
 from lmcore.tokenizer.bpe import SMALLEST_VOCABULARY, BpeTokenizer
 from lmcore.tokenizer.byte import ByteTokenizer
@@ -62,13 +63,12 @@ def is_folder(name: str | None) -> bool:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer saved in `folder`. Raises ArtifactError for a missing, damaged or foreign file."""
+    """The tokenizer in `folder`, ours or another's. Raises ArtifactError for a missing, damaged or unsuitable file."""
     path = folder / FILE_NAME
-    kind = _recognise(read_json(path, REMEDY))
-    if kind is None:
-        raise ArtifactError(f"{path} is not a tokenizer that lmcore made: {REMEDY}")
+    definition = read_json(path, REMEDY)
+    kind = _recognise(definition)
     try:
-        return kind(path.read_bytes())
+        return kind(path.read_bytes()) if kind else adopt_tokenizer(path, definition)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged ({type(error).__name__}: {error}): {REMEDY}") from None
 
@@ -80,7 +80,10 @@ def _recognise(definition: Any) -> type[Tokenizer] | None:
             return CharTokenizer
         case {"model": {"merges": []}, "pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}:
             return ByteTokenizer
-        case {"pre_tokenizer": {"pretokenizers": [{"type": "Split"}, {"type": "ByteLevel", "use_regex": False}]}}:
+        case {
+            "model": {"ignore_merges": True, "vocab": {"<|endoftext|>": _}},
+            "pre_tokenizer": {"pretokenizers": [{"type": "Split"}, {"type": "ByteLevel", "use_regex": False}]},
+        }:
             return BpeTokenizer
     return None
 

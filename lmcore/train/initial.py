@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.errors import ArtifactError, ParameterError
-from lmcore.files import sha256_file
-from lmcore.model.folder import load_model, read_lineage
-from lmcore.model.gpt import GPT
+from lmcore.model.folder import fingerprint_weights, load_model, read_lineage
+from lmcore.model.gpt import GPT, ModelParams
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokenizer.load import load_tokenizer
 
@@ -14,7 +13,7 @@ FREE_CHOICES = {"dropout"}  # they may differ from the other model's: no weight 
 
 
 def load_initial_weights(model: GPT, init_from: str | None, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Put the weights of the model folder `init_from` into `model`, in place; return what names them.
+    """Put the weights of the model folder `init_from`, ours or Hugging Face's, into `model`; return what names them.
 
     None leaves the drawn weights, and nothing to name. Raises ParameterError where the `model` section describes
     another model, ArtifactError for a missing or damaged folder or another tokenizer, naming both sides.
@@ -29,13 +28,28 @@ def load_initial_weights(model: GPT, init_from: str | None, tokenizer: Tokenizer
             f"{others_tokenizer.fingerprint[:12]}) is not the one that encoded the text ({tokenizer.vocab_size} "
             f"entries, {tokenizer.fingerprint[:12]}): encode the text with the model's tokenizer"
         )
-    ours, theirs = model.params.model_dump(), other.params.model_dump()
-    free = FREE_CHOICES | ({"context_length"} if model.params.position == "rope" else set())
+    if other.vocab_size != tokenizer.vocab_size:
+        raise ArtifactError(
+            f"train.init_from={init_from}: it has {other.vocab_size} tokens and its tokenizer {tokenizer.vocab_size}: "
+            f"only models without reserved tokens can be trained on"
+        )
+    ours, theirs = describe_shape(model.params), describe_shape(other.params)
+    # Angles go on for ever, and of learned positions the first ones will do.
+    fits = model.params.position == "rope" or ours["context_length"] < theirs["context_length"]
+    free = FREE_CHOICES | ({"context_length"} if fits else set())
     different = [f"model.{name}={theirs[name]}" for name in ours if name not in free and ours[name] != theirs[name]]
     if different:
         raise ParameterError(
             f"train.init_from={init_from} is another model than the model section says: set {', '.join(different)}"
         )
-    model.load_state_dict(other.state_dict())
-    weights = sha256_file(folder / "model.safetensors")
-    return {"init_from": {"weights": weights, "run_key": read_lineage(folder).get("run_key")}}
+    weights = other.state_dict()
+    if model.params.position == "learned":
+        weights["position_embedding.weight"] = weights["position_embedding.weight"][: model.params.context_length]
+    model.load_state_dict(weights)
+    run_key = read_lineage(folder).get("run_key") if (folder / "lineage.json").exists() else None  # not made by us
+    return {"init_from": {"weights": fingerprint_weights(folder), "run_key": run_key}}
+
+
+def describe_shape(params: ModelParams) -> dict[str, Any]:
+    """Every param with its value, also where it follows from others."""
+    return {**params.model_dump(), "n_kv_heads": params.kv_heads, "d_ff": params.ff_width}

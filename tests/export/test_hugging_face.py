@@ -13,9 +13,9 @@ from torch import Tensor
 import lmcore.export.hugging_face
 from lmcore.errors import ArtifactError, LmcoreError, ParameterError
 from lmcore.export.hugging_face import ExportParams, export_model, import_transformers
-from lmcore.export.weights import named_weights
 from lmcore.model.folder import load_model, save_model
 from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.hugging_face import named_weights
 from lmcore.tokenizer.load import TokenizerParams, load_tokenizer, train_tokenizer
 
 CLASSIC: dict[str, Any] = {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True}

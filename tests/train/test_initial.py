@@ -8,9 +8,10 @@ import torch
 from tiny import GPT2_MODEL, TINY_MODEL
 
 from lmcore.errors import ArtifactError, LmcoreError, ParameterError
+from lmcore.export.hugging_face import ExportParams, export_model
 from lmcore.files import sha256_file
 from lmcore.model.folder import save_model
-from lmcore.model.gpt import GPT
+from lmcore.model.gpt import GPT, ModelParams
 from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
 from lmcore.tokens.dataset import TokenDataset
 from lmcore.train.initial import load_initial_weights
@@ -34,6 +35,38 @@ def test_the_weights_are_the_others_and_named(tmp_path: Path, dataset: TokenData
     assert model.head.weight is model.token_embedding.weight
     weights = sha256_file(tmp_path / "base" / "model.safetensors")
     assert origin == {"init_from": {"weights": weights, "run_key": "abc"}}
+
+
+@pytest.mark.parametrize("params", [TINY_MODEL, GPT2_MODEL], ids=["qwen3", "gpt2"])
+def test_a_hugging_face_folder_is_as_good(tmp_path: Path, dataset: TokenDataset, params: ModelParams) -> None:
+    base = GPT(params, dataset.train.vocab_size, seed=5)
+    save_model(tmp_path / "base", base, {})
+    dataset.tokenizer.save(tmp_path / "base")
+    dtype = ExportParams(name="tiny", dtype="float32")
+    export_model(dtype, tmp_path / "base", tmp_path / "export", corpus={"licence": "none"}, figures={})
+    model = GPT(params, dataset.train.vocab_size, seed=9)
+    origin = load_initial_weights(model, str(tmp_path / "export"), dataset.tokenizer)
+    for (name, ours), theirs in zip(model.named_parameters(), base.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert origin == {"init_from": {"weights": sha256_file(tmp_path / "export" / "model.safetensors"), "run_key": None}}
+
+
+def test_a_shorter_context_takes_the_first_positions(tmp_path: Path, dataset: TokenDataset) -> None:
+    base = GPT(GPT2_MODEL, dataset.train.vocab_size, seed=5)
+    save_model(tmp_path, base, {"run_key": "abc"})
+    dataset.tokenizer.save(tmp_path)
+    model = GPT(GPT2_MODEL.model_copy(update={"context_length": 6}), dataset.train.vocab_size, seed=9)
+    load_initial_weights(model, str(tmp_path), dataset.tokenizer)
+    tokens = torch.arange(6)[None]
+    assert torch.equal(model.eval()(tokens)[0], base.eval()(tokens)[0])
+
+
+def test_reserved_tokens_are_refused(tmp_path: Path, dataset: TokenDataset) -> None:
+    save_model(tmp_path, GPT(TINY_MODEL, dataset.train.vocab_size + 7, seed=5), {"run_key": "abc"})
+    dataset.tokenizer.save(tmp_path)
+    model = GPT(TINY_MODEL, dataset.train.vocab_size)
+    with pytest.raises(ArtifactError, match="it has 264 tokens and its tokenizer 257"):
+        load_initial_weights(model, str(tmp_path), dataset.tokenizer)
 
 
 def test_without_it_the_weights_are_drawn(dataset: TokenDataset) -> None:
