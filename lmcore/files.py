@@ -25,6 +25,11 @@ def project_root() -> Path:
     return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").exists()), here)
 
 
+def named_path(name: str) -> Path:
+    """What a parameter names, from the checkout's root: a stage may run in a copy of the project, far from it."""
+    return project_root() / Path(name).expanduser()
+
+
 @contextmanager
 def write_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under `path` when the block ends well, on disk, and not at all otherwise."""

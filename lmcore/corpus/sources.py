@@ -16,7 +16,7 @@ from pydantic import model_validator
 from lmcore.corpus.catalog import CATALOG
 from lmcore.corpus.fetch import fetch
 from lmcore.errors import DataError, ParameterError
-from lmcore.files import project_root, sha256_file, write_folder, write_json
+from lmcore.files import named_path, project_root, sha256_file, write_folder, write_json
 from lmcore.params import Section
 
 HIDDEN = (".*",)
@@ -101,7 +101,7 @@ def _copy_stdlib(root: Path, files: Path) -> None:
 
 def _copy_own(name: str, files: Path) -> None:
     """Copy the user's file, or every file below the user's folder but hidden ones and links."""
-    path = project_root() / Path(name).expanduser()  # a stage may run in a copy of the project, far from the text
+    path = named_path(name)
     if path.is_file():
         root, paths = path.parent, [Path(path.name)]
     elif path.is_dir():

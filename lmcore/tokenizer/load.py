@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import model_validator
 
 from lmcore.errors import ArtifactError, DataError
-from lmcore.files import read_json
+from lmcore.files import named_path, read_json
 from lmcore.params import Int, Section
 from lmcore.tokenizer.adopted import adopt_tokenizer
 from lmcore.tokenizer.base import FILE_NAME, Tokenizer
@@ -54,7 +54,7 @@ def train_tokenizer(params: TokenizerParams, texts: Iterable[list[str]]) -> Toke
             return ByteTokenizer.create()
         case "pretrained":
             assert params.name is not None
-            return load_tokenizer(Path(params.name)) if is_folder(params.name) else fetch_pretrained(params.name)
+            return load_tokenizer(named_path(params.name)) if is_folder(params.name) else fetch_pretrained(params.name)
 
 
 def is_folder(name: str | None) -> bool:

@@ -1,9 +1,9 @@
 """The weights that training begins with: drawn, or those of another model."""
 
-from pathlib import Path
 from typing import Any
 
 from lmcore.errors import ArtifactError, ParameterError
+from lmcore.files import named_path
 from lmcore.model.folder import fingerprint_weights, load_model, read_lineage
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.tokenizer.base import Tokenizer
@@ -20,7 +20,7 @@ def load_initial_weights(model: GPT, init_from: str | None, tokenizer: Tokenizer
     """
     if init_from is None:
         return {}
-    folder = Path(init_from)
+    folder = named_path(init_from)
     other, others_tokenizer = load_model(folder), load_tokenizer(folder)
     if others_tokenizer.fingerprint != tokenizer.fingerprint:
         raise ArtifactError(
