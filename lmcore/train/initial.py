@@ -21,6 +21,8 @@ def load_initial_weights(model: GPT, init_from: str | None, tokenizer: Tokenizer
     if init_from is None:
         return {}
     folder = named_path(init_from)
+    if not folder.is_dir():
+        raise ParameterError(f"train.init_from={init_from}: {folder} is not a folder; it begins at dvc.yaml's")
     other, others_tokenizer = load_model(folder), load_tokenizer(folder)
     if others_tokenizer.fingerprint != tokenizer.fingerprint:
         raise ArtifactError(

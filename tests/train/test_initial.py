@@ -102,5 +102,8 @@ def test_another_tokenizer_and_a_missing_folder_are_refused(tmp_path: Path, data
     other = train_tokenizer(TokenizerParams(kind="char", vocab_size=None, name=None), [["abc"]])
     with pytest.raises(ArtifactError, match=r"its tokenizer \(257 entries.* is not the one that encoded the text"):
         load_initial_weights(model, str(tmp_path / "base"), other)
-    with pytest.raises(ArtifactError, match="does not exist"):
+    with pytest.raises(ParameterError, match=r"^train\.init_from=.*none is not a folder"):
         load_initial_weights(model, str(tmp_path / "none"), dataset.tokenizer)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtifactError, match=r"empty/config\.json does not exist"):
+        load_initial_weights(model, str(tmp_path / "empty"), dataset.tokenizer)
