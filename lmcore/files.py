@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +27,10 @@ def project_root() -> Path:
 
 def named_path(name: str) -> Path:
     """What a parameter names, from the checkout's root: a stage may run in a copy of the project, far from it."""
-    return project_root() / Path(name).expanduser()
+    path = Path(name)
+    with suppress(RuntimeError):  # the home of nobody, which stays what it is and does not exist
+        path = path.expanduser()
+    return project_root() / path
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lmcore.errors import ParameterError
-from lmcore.files import project_root
+from lmcore.files import named_path
 from lmcore.hardware import Hardware, HardwareParams, resolve_hardware
 from lmcore.machine import measure_peak_flops
 from lmcore.model.gpt import GPT, ModelParams
@@ -87,7 +87,7 @@ def expect_vocabulary(params: TokenizerParams) -> int:
             return params.vocab_size
         case "pretrained":
             assert params.name is not None
-            return PUBLISHED_VOCABULARIES.get(params.name) or load_tokenizer(project_root() / params.name).vocab_size
+            return PUBLISHED_VOCABULARIES.get(params.name) or load_tokenizer(named_path(params.name)).vocab_size
         case "byte":
             return BYTE_VOCABULARY
         case "char":

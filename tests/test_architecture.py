@@ -37,7 +37,7 @@ HOMES: dict[str, str | tuple[str, str]] = {
     "ruamel": ("lmcore/params.py", "lmcore/rewrite.py"),
     "tiktoken": "lmcore/tokenizer",
     "tokenizers": "lmcore/tokenizer",
-    "transformers": "lmcore/export/hugging_face.py",
+    "transformers": "lmcore/model/hugging_face.py",
     "typer": "lmcore/cli.py",
 }
 WITHOUT_TORCH = ["lmcore/corpus", "lmcore/tokenizer", "lmcore/tokens"]

@@ -1,6 +1,5 @@
 """The trained model as a folder that Hugging Face transformers loads, compared with the original before it appears."""
 
-import os
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,20 +10,23 @@ import torch
 from pydantic import Field
 from safetensors.torch import save
 
-from lmcore.errors import ArtifactError, LmcoreError, ParameterError
+from lmcore.errors import ArtifactError, ParameterError
 from lmcore.export.card import CardFacts, render_card
 from lmcore.files import sha256_file, write_file, write_folder, write_json, write_text
 from lmcore.model.architecture import Architecture, explain_misfit, hugging_face_architecture
 from lmcore.model.folder import load_model, read_lineage
 from lmcore.model.gpt import GPT
-from lmcore.model.hugging_face import MODEL_CLASSES, config_values, named_weights
+from lmcore.model.hugging_face import (
+    MODEL_CLASSES,
+    config_values,
+    import_transformers,
+    load_with_transformers,
+    measure_difference,
+    named_weights,
+)
 from lmcore.params import Section
-from lmcore.tokenizer.adopted import SAMPLE_TEXTS
-from lmcore.tokenizer.base import END_OF_TEXT, Tokenizer
+from lmcore.tokenizer.base import END_OF_TEXT, SAMPLE_TEXTS, Tokenizer
 from lmcore.tokenizer.load import load_tokenizer
-
-# The same operations in another order differ by about 1e-6; a weight in the wrong place by 0.1 and more.
-MAX_LOGIT_DIFFERENCE = 1e-3
 
 
 class ExportParams(Section):
@@ -65,7 +67,7 @@ def export_model(
             "architecture": MODEL_CLASSES[architecture],
             "parameters": model.count_parameters(),
             "bytes": (folder / "model.safetensors").stat().st_size,
-            "max_abs_logit_difference": compare_logits(transformers, model, params.dtype, folder),
+            "max_abs_logit_difference": compare_logits(model, params.dtype, folder),
         }
         facts = CardFacts(
             name=params.name,
@@ -81,18 +83,6 @@ def export_model(
         )
         write_text(folder / "README.md", render_card(facts))
     return metrics
-
-
-def import_transformers() -> ModuleType:
-    """The optional library, told to ask nothing of the network. It takes seconds, so nothing else imports it."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        import transformers as library
-    except ImportError:
-        raise LmcoreError("export needs the transformers library: pip install -e '.[hf]'") from None
-    transformers: ModuleType = library
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
 
 
 def write_configs(
@@ -144,35 +134,21 @@ def compare_tokenizers(transformers: ModuleType, tokenizer: Tokenizer, vocab_siz
             )
 
 
-@torch.inference_mode()
-def compare_logits(transformers: ModuleType, model: GPT, dtype: str, folder: Path) -> float:
+def compare_logits(model: GPT, dtype: str, folder: Path) -> float:
     """The largest absolute difference between our logits and those of the model in `folder`, to three digits.
 
-    Fixed random tokens, up to the full context length, in float32 arithmetic. For `dtype` float32 the difference is
-    rounding in another order of operations; otherwise it is what rounding the weights to `dtype` costs. Raises
+    For `dtype` float32 it is rounding in another order of operations; otherwise what rounding the weights costs. Raises
     ArtifactError when the weights do not load one to one, or when the two differ with equally rounded weights.
     """
-    exported, report = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-    )
-    if faults := {fault: sorted(map(str, names)) for fault, names in report.items() if names}:
-        raise ArtifactError(f"transformers {transformers.__version__} does not load what export wrote: {faults}")
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(4, min(16, model.params.context_length)), (1, model.params.context_length)]
-    batches = [torch.randint(model.vocab_size, shape, generator=generator) for shape in shapes]
-    theirs = [exported(tokens, use_cache=False).logits for tokens in batches]
-
-    def largest_difference() -> float:
-        pairs = zip(batches, theirs, strict=True)
-        return torch.stack([(model(tokens)[0] - logits).abs().max() for tokens, logits in pairs]).max().item()
-
-    measured = remaining = largest_difference()
+    exported = load_with_transformers(folder)
+    measured, allowed = measure_difference(model, exported)
+    remaining = measured
     if dtype != "float32":
         model.to(getattr(torch, dtype)).to(torch.float32)
-        remaining = largest_difference()
-    if not remaining <= MAX_LOGIT_DIFFERENCE:  # also true of NaN
+        remaining, allowed = measure_difference(model, exported)
+    if not remaining <= allowed:  # also true of NaN
         raise ArtifactError(
-            f"the exported model's logits differ from the trained model's by {remaining:.3g}, more than "
-            f"{MAX_LOGIT_DIFFERENCE:g}: not exported; install the versions of requirements.lock"
+            f"the exported model's logits differ from the trained model's by {remaining:.3g}, more than {allowed:.3g}: "
+            f"not exported; install the versions of requirements.lock"
         )
     return float(f"{measured:.3g}")

@@ -1,15 +1,19 @@
-"""Hugging Face's terms for our model, both ways: the values of config.json and the names of the weights."""
+"""Hugging Face's terms for our model, both ways: the values of config.json, the names of the weights, and a proof."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from lmcore.errors import ArtifactError
+from lmcore.errors import ArtifactError, LmcoreError
 from lmcore.model.architecture import Architecture
 from lmcore.model.gpt import GPT, LAYER_NORM_EPSILON, RMS_NORM_EPSILON, ROPE_BASE, ModelParams
-from lmcore.params import parse_section
 
 MODEL_CLASSES: dict[Architecture, str] = {
     "gpt2": "GPT2LMHeadModel",
@@ -44,29 +48,84 @@ LLAMA_LAYERS = {
     "head": ["lm_head"],
 }
 
-# What a config.json means that leaves a key out; with `config_values`, all keys that change what a model computes.
-DEFAULTS: dict[Architecture, dict[str, Any]] = {
-    "gpt2": {
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-        "tie_word_embeddings": True,
-    },
-    "llama": {"rms_norm_eps": 1e-6, "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False},
-    "qwen3": {
-        "rms_norm_eps": 1e-6,
-        "attention_bias": False,
-        "head_dim": 128,
-        "use_sliding_window": False,
-        "tie_word_embeddings": False,
-    },
-}
-FOLLOW_FROM_THE_SHAPE = {"n_inner", "num_key_value_heads", "head_dim"}  # where they are absent or null
-WITHOUT_EFFECT = {"architectures", "resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"}  # on the weights
+# Of the largest logit, which is at least 10. The same operations in another order differ by about 1e-6 of it, a weight
+# in the wrong place by 1e-2 and more.
+ROUNDING = 1e-4
+COMPARED_TOKENS = 1024  # of a longer context: all its logits would not fit into memory
+
+WITHOUT_EFFECT = {"architectures", "resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"}  # in evaluation
 SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
-BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # constants that older versions saved
+
+
+def load_hugging_face(folder: Path) -> GPT:
+    """The model in evaluation mode, once it has computed what transformers computes from the same folder.
+
+    Raises ArtifactError for a folder that transformers cannot read, or a network that our blocks do not compute.
+    """
+    theirs = load_with_transformers(folder)
+    architecture, params, vocab_size = read_config(theirs.config.to_dict(), f"{folder}/config.json")
+    model = GPT(params, vocab_size, seed=None).eval()
+    model.load_state_dict(our_weights(model, architecture, theirs.state_dict()))
+    difference, allowed = measure_difference(model, theirs)
+    if not difference <= allowed:  # also true of NaN
+        raise ArtifactError(
+            f"{folder}: lmcore's blocks do not compute what transformers does with this config.json and these weights: "
+            f"the logits differ by {difference:.3g}"
+        )
+    return model
+
+
+def import_transformers() -> ModuleType:
+    """The optional library, told to ask nothing of the network. It takes seconds, so nothing else imports it."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        import transformers as library
+    except ImportError:
+        raise LmcoreError("Hugging Face folders need the transformers library: pip install -e '.[hf]'") from None
+    transformers: ModuleType = library
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    return transformers
+
+
+def load_with_transformers(folder: Path) -> Any:
+    """The network in `folder` as transformers makes it, in fp32, each weight found and none left over.
+
+    Raises ArtifactError, with transformers' own words, where that is not so.
+    """
+    transformers = import_transformers()
+    with explain_failure(str(folder)):
+        network, report = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    if faults := {fault: sorted(map(str, names)) for fault, names in report.items() if names}:
+        raise ArtifactError(f"{folder}: transformers {transformers.__version__} does not load all of it: {faults}")
+    return network
+
+
+@contextmanager
+def explain_failure(folder: str) -> Iterator[None]:
+    """Take an exception of transformers for an ArtifactError: half a dozen libraries raise them, about the folder."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        raise ArtifactError(f"{folder}: transformers does not load or compute it ({reason})") from None
+
+
+@torch.inference_mode()
+def measure_difference(model: GPT, theirs: Any) -> tuple[float, float]:
+    """The largest absolute difference of logits on fixed random tokens, and the largest that rounding explains."""
+    generator = torch.Generator().manual_seed(0)
+    context = min(model.params.context_length, COMPARED_TOKENS)
+    batches = [
+        torch.randint(model.vocab_size, shape, generator=generator) for shape in [(4, min(16, context)), (1, context)]
+    ]
+    with explain_failure(theirs.name_or_path):
+        expected = [theirs(tokens, use_cache=False).logits for tokens in batches]
+    differences = [model(tokens)[0] - logits for tokens, logits in zip(batches, expected, strict=True)]
+    difference, largest = (torch.stack([t.abs().max() for t in some]).max().item() for some in (differences, expected))
+    return difference, ROUNDING * max(10.0, largest)
 
 
 def config_values(params: ModelParams, vocab_size: int, architecture: Architecture) -> dict[str, Any]:
@@ -114,30 +173,27 @@ def llama_shape(params: ModelParams) -> dict[str, Any]:
     }
 
 
-def read_config(config: Mapping[str, Any], place: str) -> tuple[Architecture, ModelParams, int]:
-    """The architecture, our params and the vocabulary size of a parsed config.json; dropout is left to training.
+def read_config(values: Mapping[str, Any], place: str) -> tuple[Architecture, ModelParams, int]:
+    """The architecture, our params and the vocabulary size of a config of transformers; dropout is left to training.
 
-    Raises ArtifactError or ParameterError for a network that our blocks do not compute, naming the key and its value.
+    Raises ArtifactError for a network that our blocks do not compute, naming the key and its value.
     """
-    architecture = config["model_type"]
+    architecture = values["model_type"]
     if architecture not in MODEL_CLASSES:
         raise ArtifactError(f"{place}: model_type={architecture!r}: must be one of {', '.join(MODEL_CLASSES)}")
-    values = {**DEFAULTS[architecture], **config}
-    if "rope_parameters" not in values:  # as transformers wrote it before version 5
-        scaling = values.get("rope_scaling") or {"rope_type": "default"}
-        values["rope_parameters"] = {**scaling, "rope_theta": values.get("rope_theta", ROPE_BASE)}
     choices = gpt2_choices(values) if architecture == "gpt2" else llama_choices(values)
-    params = parse_section(ModelParams, f"{place}: model", {**choices, "dropout": 0.0, "logit_softcap": None})
-    vocab_size = values.get("vocab_size")
-    if not isinstance(vocab_size, int) or vocab_size < 1:
-        raise ArtifactError(f"{place}: vocab_size={vocab_size!r}: must be a number of tokens")
+    try:
+        params = ModelParams.model_validate({**choices, "dropout": 0.0, "logit_softcap": None})
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise ArtifactError(f"{place}: {problem['loc'] or ''}={problem['input']!r}: {problem['msg']}") from None
     # What we would write for these params must be what is written there.
-    ours = {**DEFAULTS[architecture], **config_values(params, vocab_size, architecture), "quantization_config": None}
+    ours = config_values(params, values["vocab_size"], architecture)
     for key in sorted(ours.keys() - WITHOUT_EFFECT):
-        found = values.get(key)
-        if SYNONYMS.get(str(found), found) != ours[key] and not (found is None and key in FOLLOW_FROM_THE_SHAPE):
+        found = ours[key] if key == "n_inner" and values[key] is None else values[key]
+        if SYNONYMS.get(str(found), found) != ours[key]:
             raise ArtifactError(f"{place}: {key}={found!r}: lmcore's blocks compute {key}={ours[key]!r} alone")
-    return architecture, params, vocab_size
+    return architecture, params, values["vocab_size"]
 
 
 def gpt2_choices(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,12 +204,12 @@ def gpt2_choices(values: Mapping[str, Any]) -> dict[str, Any]:
         "mlp": "gelu",
         "qk_norm": False,
         "bias": True,
-        "n_layers": values.get("n_layer"),
-        "n_heads": values.get("n_head"),
+        "n_layers": values["n_layer"],
+        "n_heads": values["n_head"],
         "n_kv_heads": None,
-        "d_model": values.get("n_embd"),
-        "d_ff": values.get("n_inner"),
-        "context_length": values.get("n_positions"),
+        "d_model": values["n_embd"],
+        "d_ff": values["n_inner"],
+        "context_length": values["n_positions"],
         "tie_embeddings": values["tie_word_embeddings"],
     }
 
@@ -166,12 +222,12 @@ def llama_choices(values: Mapping[str, Any]) -> dict[str, Any]:
         "mlp": "swiglu",
         "qk_norm": values["model_type"] == "qwen3",
         "bias": values.get("mlp_bias", False),  # Qwen3 has none
-        "n_layers": values.get("num_hidden_layers"),
-        "n_heads": values.get("num_attention_heads"),
-        "n_kv_heads": values.get("num_key_value_heads"),
-        "d_model": values.get("hidden_size"),
-        "d_ff": values.get("intermediate_size"),
-        "context_length": values.get("max_position_embeddings"),
+        "n_layers": values["num_hidden_layers"],
+        "n_heads": values["num_attention_heads"],
+        "n_kv_heads": values["num_key_value_heads"],
+        "d_model": values["hidden_size"],
+        "d_ff": values["intermediate_size"],
+        "context_length": values["max_position_embeddings"],
         "tie_embeddings": values["tie_word_embeddings"],
     }
 
@@ -191,26 +247,14 @@ def named_weights(model: GPT, architecture: Architecture) -> dict[str, Tensor]:
     return named
 
 
-def our_weights(model: GPT, architecture: Architecture, named: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+def our_weights(model: GPT, architecture: Architecture, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state that `model` has with the weights `named` in the architecture's terms, the inverse of `named_weights`.
 
-    Raises ArtifactError where `named` holds more or less than the model, naming it.
+    A tied head is among them.
     """
-    base = "transformer." if architecture == "gpt2" else "model."  # a network saved without its head has no prefix
-    theirs = {
-        name if name.startswith((base, "lm_head.")) else f"{base}{name}": weight
-        for name, weight in named.items()
-        if not name.endswith(BUFFERS)
+    parts = {
+        name: [turn(their, named[their]) for their in their_names(name, architecture)] for name in model.state_dict()
     }
-    embedding, head = their_names("token_embedding.weight", architecture)[0], "lm_head.weight"
-    if model.params.tie_embeddings and embedding in theirs:
-        theirs[head] = theirs[embedding]
-    wanted = {name: their_names(name, architecture) for name in model.state_dict()}
-    known = {their for names in wanted.values() for their in names}
-    for fault, names in {"lacks": known - theirs.keys(), "holds the unknown": theirs.keys() - known}.items():
-        if names:
-            raise ArtifactError(f"{place} {fault} {', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''}")
-    parts = {name: [turn(their, theirs[their]) for their in names] for name, names in wanted.items()}
     return {name: torch.cat(several) if len(several) > 1 else several[0] for name, several in parts.items()}
 
 

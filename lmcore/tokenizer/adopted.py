@@ -1,45 +1,51 @@
 """Byte-level BPE tokenizers that others made, such as GPT-2's in its Hugging Face folder."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import regex
 import tokenizers
 from tiktoken_ext import openai_public
 
 from lmcore.errors import ArtifactError
-from lmcore.tokenizer.base import END_OF_TEXT
+from lmcore.tokenizer.base import END_OF_TEXT, SAMPLE_TEXTS
 from lmcore.tokenizer.bpe import BpeTokenizer
-from lmcore.tokenizer.byte import BYTE_LEVEL, BYTES, read_symbols
+from lmcore.tokenizer.byte import BYTES, read_symbols
 from lmcore.tokenizer.pretrained import portable_pattern
 
-# Texts that two readers of one tokenizer must agree on: none, code, every kind of space, other scripts, digits.
-SAMPLE_TEXTS = (
-    "",
-    "Hello, world! It's a test; isn't it?",
-    "def area(radius):\n    return 3.14159 * radius ** 2\n\n\n",
-    " leading, trailing \t tab\r\n\u00a0no-break  \n ",
-    "naïve café, Привет, 世界, नमस्ते, 🙂👩‍👩‍👧",
-    "0 12 345 6789 1e-05 0x1F",
-)
+# What Oniguruma, which tokenizers cuts text with, and tiktoken's regular expressions read alike: classes of characters
+# by property or one by one, groups, alternatives, counts. Not ^, $, \w, \b and the like, and not {2,3}+.
+PORTABLE = re.compile(r"(\\[pP]\{\w+\}|\\[sSrnt]|\\[^\w\s]|\[\^?|\(\?(i?:|!)|\(|[^\\\[(^$}]|\}(?!\+))*")
 
 
 def adopt_tokenizer(path: Path, definition: Any) -> BpeTokenizer:
     """The BpeTokenizer with the ids of the tokenizer.json `path`, which holds `definition`.
 
-    Of its special tokens only end-of-text is kept. Raises ArtifactError, with the reason, where it is of another kind.
+    Of its special tokens only end-of-text is kept. Raises ArtifactError, with the reason, where there is no such
+    tokenizer; ValueError and its like for a damaged file.
     """
     if obstacle := find_obstacle(definition):
         raise ArtifactError(f"{path} {obstacle}: it must be one that lmcore made, or byte-level BPE like GPT-2's")
-    model, special = definition["model"], read_special_tokens(definition)
-    ranks = {read_symbols(symbols): rank for symbols, rank in model["vocab"].items() if symbols not in special}
-    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    made = [ranks[read_symbols("".join(pair))] for pair in pairs]
-    if made != sorted(made) or {*made, *(ranks[bytes([byte])] for byte in range(256))} != {*ranks.values()}:
-        raise ArtifactError(f"{path} has merges in another order than its ids, which tiktoken merges by")
-    pattern = read_pattern(definition["pre_tokenizer"])
-    assert pattern is not None, path
-    adopted = BpeTokenizer.from_ranks(ranks, pattern, special[END_OF_TEXT])
-    original = tokenizers.Tokenizer.from_file(str(path))
+    try:
+        original = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no other
+        raise ValueError(error) from None
+    special = {token["content"] for token in definition["added_tokens"]}
+    ranks = {symbols: rank for symbols, rank in definition["model"]["vocab"].items() if symbols not in special}
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in definition["model"]["merges"]]
+    if not is_ordered(ranks, merges):
+        raise ArtifactError(f"{path} has merges that do not follow from its ids, as tiktoken needs them")
+    end_of_text = original.token_to_id(END_OF_TEXT)
+    assert end_of_text is not None, path
+    adopted = BpeTokenizer.from_ranks(
+        {read_symbols(symbols): rank for symbols, rank in ranks.items()},
+        read_pattern(definition["pre_tokenizer"]) or "",
+        end_of_text,
+    )
+    original.encode_special_tokens = True
+    original.no_padding()
+    original.no_truncation()
     for text in SAMPLE_TEXTS:
         if adopted.encode(text) != original.encode(text, add_special_tokens=False).ids:
             raise ArtifactError(f"{path} encodes {text!r} otherwise than tiktoken does by the same ranks")
@@ -49,23 +55,36 @@ def adopt_tokenizer(path: Path, definition: Any) -> BpeTokenizer:
 def find_obstacle(definition: Any) -> str | None:
     """What keeps a parsed tokenizer.json from being a BpeTokenizer, in one phrase."""
     match definition:
-        case {"model": {"vocab": dict(vocabulary), "merges": [_, *_]}} if BYTES.keys() <= vocabulary.keys():
-            if definition.get("normalizer"):
-                return f"changes the text first (normalizer {definition['normalizer'].get('type')})"
-            for token in definition.get("added_tokens", []):
-                if not token.get("special", True):
-                    return f"takes {token['content']!r} out of the text before it is cut"
-            if END_OF_TEXT not in read_special_tokens(definition):
-                return f"has no {END_OF_TEXT}"
-            if read_pattern(definition.get("pre_tokenizer")) is None:
-                return "cuts the text by other rules than one regular expression"
-            return None
-    return "is not byte-level BPE"
+        case {"model": {"vocab": dict(vocabulary), "merges": [_, *_]} as model} if BYTES.keys() <= vocabulary.keys():
+            for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+                if model.get(setting):
+                    return f"has a {setting} of {model[setting]!r}"
+        case _:
+            return "is not byte-level BPE"
+    if definition.get("normalizer"):
+        return f"changes the text first (normalizer {definition['normalizer'].get('type')})"
+    added = definition.get("added_tokens") or []
+    for token in added:
+        if not token.get("special", True):
+            return f"takes {token['content']!r} out of the text before it is cut"
+    if END_OF_TEXT not in {token["content"] for token in added}:
+        return f"has no {END_OF_TEXT}"
+    if read_pattern(definition.get("pre_tokenizer")) is None:
+        return "cuts the text by other rules than one regular expression that tiktoken reads alike"
+    return None
 
 
-def read_special_tokens(definition: dict[str, Any]) -> dict[str, int]:
-    """The id of each token that no text encodes to."""
-    return {token["content"]: token["id"] for token in definition.get("added_tokens", [])}
+def is_ordered(ranks: dict[str, int], merges: list[list[str]]) -> bool:
+    """Whether merging by the rank of what comes out, as tiktoken does, is merging by the list.
+
+    It is if the list is in that order, and every token comes out of its own symbols.
+    """
+    made = [ranks.get("".join(pair), -1) for pair in merges]
+    if min(made) < 0 or made != sorted(made):
+        return False
+    bare = tokenizers.Tokenizer(tokenizers.models.BPE(ranks, [(left, right) for left, right in merges]))
+    encodings = bare.encode_batch(list(ranks))
+    return all(encoding.ids == [rank] for encoding, rank in zip(encodings, ranks.values(), strict=True))
 
 
 def read_pattern(pre_tokenizer: Any) -> str | None:
@@ -73,8 +92,17 @@ def read_pattern(pre_tokenizer: Any) -> str | None:
     match pre_tokenizer:
         case {"type": "ByteLevel", "add_prefix_space": False} if pre_tokenizer.get("use_regex", True):
             return portable_pattern(openai_public.r50k_pat_str)  # GPT-2's, in the form that tiktoken gives it
-        case {"pretokenizers": [{"type": "Split", "pattern": {"Regex": str(pattern)}, **split}, byte_level]}:
-            isolated = split.get("behavior") == "Isolated" and not split.get("invert")
-            plain = {**BYTE_LEVEL, **byte_level, "trim_offsets": True} == BYTE_LEVEL
-            return portable_pattern(pattern) if isolated and plain else None
+        case {
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated"},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+            ]
+        } if is_portable(pattern):
+            return pattern
     return None
+
+
+def is_portable(pattern: str) -> bool:
+    """Whether both libraries cut any text by it alike; `\\s++$` at a text's end is known from tiktoken's own."""
+    published = pattern.replace(r"\s++$|", "")
+    return bool(PORTABLE.fullmatch(published)) and regex.fullmatch(published, "") is None

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,18 @@ from lmcore.files import write_file
 
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.json"
+
+# Texts that two readers of one tokenizer must agree on.
+SAMPLE_TEXTS = (
+    "",
+    "Hello, world! It's a test; isn't it?",
+    "def area(radius):\n    return 3.14159 * radius ** 2\n\n\n",
+    " leading, trailing \t tab\r\n\u00a0no-break  \n ",
+    "naïve café, Привет, 世界, नमस्ते, 🙂👩‍👩‍👧, x²¼",
+    "0 12 345 6789 98765 123456789 1e-05 0x1F __a_b__ $1 ^2",
+    "\n\n\n  x\n\n\t\ty  \n",
+    "".join(map(chr, range(256))),
+)
 
 Ids = NDArray[np.uint32]
 
@@ -82,6 +94,11 @@ class Tokenizer(ABC):
         except UnicodeEncodeError:
             return self._encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
+    @classmethod
+    @abstractmethod
+    def has_written(cls, definition: Any) -> bool:
+        """Whether this parsed tokenizer.json is one that this kind writes."""
+
     @abstractmethod
     def _encode(self, text: str) -> Ids:
         """The ids of a string; raises UnicodeEncodeError for lone surrogates."""
@@ -91,23 +108,28 @@ class Tokenizer(ABC):
         """The bytes that a key of the artefact's vocabulary stands for."""
 
 
-def write_definition(
+def write_definition(definition: dict[str, Any]) -> bytes:
+    """The artefact of a tokenizer.json."""
+    return json.dumps(definition, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def define(
     vocabulary: dict[str, int],
     end_of_text: int,
     *,
-    merges: list[tuple[str, str]],
+    merges: Sequence[Sequence[str]],
     pre_tokenizer: dict[str, Any] | None,
     decoder: dict[str, Any],
     byte_fallback: bool = False,
     ignore_merges: bool = False,
-) -> bytes:
+) -> dict[str, Any]:
     """A tokenizer.json of Hugging Face tokenizers; every kind is its BPE model, with or without merges.
 
     End-of-text is in the vocabulary too, as in GPT-2's file: only there does it keep its id when ids before it are
     missing.
     """
     special = {"id": end_of_text, "content": END_OF_TEXT, "special": True, "normalized": False}
-    definition = {
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -129,4 +151,3 @@ def write_definition(
             "merges": merges,
         },
     }
-    return json.dumps(definition, ensure_ascii=False, indent=1).encode() + b"\n"

@@ -2,17 +2,18 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import tiktoken
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from lmcore.tokenizer.base import END_OF_TEXT, Ids, Tokenizer, write_definition
+from lmcore.tokenizer.base import END_OF_TEXT, Ids, Tokenizer, define, write_definition
 from lmcore.tokenizer.byte import BYTE_LEVEL, SYMBOLS, read_symbols, write_symbols
 
 # Where merges stop: GPT-4's split (tiktoken's cl100k_base) with numbers cut after two digits, as nanochat found better
@@ -25,6 +26,21 @@ SMALLEST_VOCABULARY = 257  # the bytes and end-of-text
 # tiktoken's regular expressions overflow their stack at 1,000,000 spaces in a row (and are fine at 800,000).
 # A run of twice this length holds an aligned block of white space.
 SPACE_BLOCK = 250_000
+
+
+def define_bpe(
+    vocabulary: dict[str, int], end_of_text: int, merges: Sequence[Sequence[str]], pattern: str
+) -> dict[str, Any]:
+    """The tokenizer.json of these merges within the pieces of `pattern`."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return define(
+        vocabulary,
+        end_of_text,
+        merges=merges,
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]},
+        decoder=BYTE_LEVEL,
+        ignore_merges=True,  # tiktoken looks a whole piece up before it merges
+    )
 
 
 class BpeTokenizer(Tokenizer):
@@ -51,17 +67,20 @@ class BpeTokenizer(Tokenizer):
     @classmethod
     def from_ranks(cls, ranks: dict[bytes, int], pattern: str, end_of_text: int) -> "BpeTokenizer":
         """A tokenizer of tiktoken's ranks: the id of each token, which is also its turn to be merged."""
-        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         vocabulary = {write_symbols(token): rank for token, rank in sorted(ranks.items(), key=lambda item: item[1])}
-        artefact = write_definition(
-            vocabulary,
-            end_of_text,
-            merges=[(write_symbols(left), write_symbols(right)) for left, right in list_merges(ranks)],
-            pre_tokenizer={"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]},
-            decoder=BYTE_LEVEL,
-            ignore_merges=True,  # tiktoken looks a whole piece up before it merges
-        )
-        return cls(artefact)
+        merges = [(write_symbols(left), write_symbols(right)) for left, right in list_merges(ranks)]
+        return cls(write_definition(define_bpe(vocabulary, end_of_text, merges, pattern)))
+
+    @classmethod
+    def has_written(cls, definition: Any) -> bool:
+        """Our setting of all but pattern, vocabulary and merges, which are believed: only we write the rest so."""
+        match definition:
+            case {
+                "model": {"vocab": dict(vocabulary), "merges": list(merges)},
+                "pre_tokenizer": {"pretokenizers": [{"pattern": {"Regex": str(pattern)}}, _]},
+            } if END_OF_TEXT in vocabulary:
+                return bool(definition == define_bpe(vocabulary, vocabulary[END_OF_TEXT], merges, pattern))
+        return False
 
     def encode_batch(self, texts: list[str]) -> list[Ids]:
         """`encode` of each text, as arrays, a thread on each core: tiktoken releases the interpreter lock."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcore.tokenizer.base import Ids, Tokenizer, write_definition
+from lmcore.tokenizer.base import Ids, Tokenizer, define, write_definition
 
 
 def _byte_symbols() -> list[str]:
@@ -21,6 +21,8 @@ SYMBOLS = _byte_symbols()
 BYTES = {symbol: byte for byte, symbol in enumerate(SYMBOLS)}
 
 BYTE_LEVEL: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+DEFINITION = define(BYTES, 256, merges=[], pre_tokenizer=BYTE_LEVEL, decoder=BYTE_LEVEL)
 
 
 def write_symbols(token: bytes) -> str:
@@ -41,7 +43,12 @@ class ByteTokenizer(Tokenizer):
     @classmethod
     def create(cls) -> "ByteTokenizer":
         """The one byte tokenizer; there is nothing to train."""
-        return cls(write_definition(BYTES, 256, merges=[], pre_tokenizer=BYTE_LEVEL, decoder=BYTE_LEVEL))
+        return cls(write_definition(DEFINITION))
+
+    @classmethod
+    def has_written(cls, definition: Any) -> bool:
+        """There is but one."""
+        return bool(definition == DEFINITION)
 
     def _encode(self, text: str) -> Ids:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)

@@ -1,10 +1,11 @@
 """Characters as tokens; a character that training never saw is spelt in bytes."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
-from lmcore.tokenizer.base import Ids, Tokenizer, write_definition
+from lmcore.tokenizer.base import Ids, Tokenizer, define, write_definition
 
 FALLBACK = [f"<0x{byte:02X}>" for byte in range(256)]  # Llama's names for its 256 byte tokens
 FALLBACK_BYTES = {name: bytes([byte]) for byte, name in enumerate(FALLBACK)}
@@ -12,6 +13,12 @@ DECODER = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "
 
 CODE_POINTS = 0x110000
 UNSEEN = np.uint32(0xFFFF_FFFF)
+
+
+def define_characters(symbols: list[str]) -> dict[str, Any]:
+    """The tokenizer.json of these characters."""
+    vocabulary = {symbol: token for token, symbol in enumerate(symbols + FALLBACK)}
+    return define(vocabulary, len(vocabulary), merges=[], pre_tokenizer=None, decoder=DECODER, byte_fallback=True)
 
 
 class CharTokenizer(Tokenizer):
@@ -34,12 +41,16 @@ class CharTokenizer(Tokenizer):
             seen.update(*batch)
         # A lone surrogate is no character: encoding replaces it.
         symbols = sorted(symbol for symbol in seen if not "\ud800" <= symbol <= "\udfff")
-        vocabulary = {symbol: token for token, symbol in enumerate(symbols + FALLBACK)}
-        return cls(
-            write_definition(
-                vocabulary, len(vocabulary), merges=[], pre_tokenizer=None, decoder=DECODER, byte_fallback=True
-            )
-        )
+        return cls(write_definition(define_characters(symbols)))
+
+    @classmethod
+    def has_written(cls, definition: Any) -> bool:
+        """Characters, bytes and end-of-text, each with the id that its place gives."""
+        match definition:
+            case {"model": {"vocab": dict(vocabulary)}}:
+                symbols = list(vocabulary)[: -len(FALLBACK) - 1]
+                return all(len(symbol) == 1 for symbol in symbols) and bool(definition == define_characters(symbols))
+        return False
 
     def _encode(self, text: str) -> Ids:
         ids: Ids = self._ids[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]  # (characters,)

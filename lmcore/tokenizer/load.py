@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import model_validator
@@ -66,26 +66,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in `folder`, ours or another's. Raises ArtifactError for a missing, damaged or unsuitable file."""
     path = folder / FILE_NAME
     definition = read_json(path, REMEDY)
-    kind = _recognise(definition)
     try:
-        return kind(path.read_bytes()) if kind else adopt_tokenizer(path, definition)
+        for kind in (ByteTokenizer, CharTokenizer, BpeTokenizer):
+            if kind.has_written(definition):
+                return kind(path.read_bytes())
+        return adopt_tokenizer(path, definition)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged ({type(error).__name__}: {error}): {REMEDY}") from None
-
-
-def _recognise(definition: Any) -> type[Tokenizer] | None:
-    """The class whose artefact has this shape."""
-    match definition:
-        case {"model": {"byte_fallback": True, "merges": []}, "pre_tokenizer": None}:
-            return CharTokenizer
-        case {"model": {"merges": []}, "pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}:
-            return ByteTokenizer
-        case {
-            "model": {"ignore_merges": True, "vocab": {"<|endoftext|>": _}},
-            "pre_tokenizer": {"pretokenizers": [{"type": "Split"}, {"type": "ByteLevel", "use_regex": False}]},
-        }:
-            return BpeTokenizer
-    return None
 
 
 def measure_tokenizer(tokenizer: Tokenizer, texts: Iterable[list[str]]) -> dict[str, int | float]:

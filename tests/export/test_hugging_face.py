@@ -12,10 +12,10 @@ from torch import Tensor
 
 import lmcore.export.hugging_face
 from lmcore.errors import ArtifactError, LmcoreError, ParameterError
-from lmcore.export.hugging_face import ExportParams, export_model, import_transformers
+from lmcore.export.hugging_face import ExportParams, export_model
 from lmcore.model.folder import load_model, save_model
 from lmcore.model.gpt import GPT, ModelParams
-from lmcore.model.hugging_face import named_weights
+from lmcore.model.hugging_face import import_transformers, named_weights
 from lmcore.tokenizer.load import TokenizerParams, load_tokenizer, train_tokenizer
 
 CLASSIC: dict[str, Any] = {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True}
@@ -143,8 +143,8 @@ def test_weights_in_the_wrong_place_are_refused(tmp_path: Path, monkeypatch: pyt
     weights = named_weights(load_model(tmp_path / "gpt"), "llama")
     for message, broken in {
         "logits differ from the trained model's by": {**weights, gate: weights[up], up: weights[gate]},
-        "does not load what .*missing_keys.*mlp.up_proj": {name: weights[name] for name in weights if name != up},
-        "does not load what .*unexpected_keys.*extra": {**weights, "model.extra.weight": torch.ones(2)},
+        "does not load all of it.*missing_keys.*mlp.up_proj": {name: weights[name] for name in weights if name != up},
+        "does not load all of it.*unexpected_keys.*extra": {**weights, "model.extra.weight": torch.ones(2)},
     }.items():
         monkeypatch.setattr(lmcore.export.hugging_face, "named_weights", lambda *_, broken=broken: broken)
         with pytest.raises(ArtifactError, match=message):

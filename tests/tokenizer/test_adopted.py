@@ -1,18 +1,20 @@
 """Tokenizers fitted and saved with Hugging Face's library alone: the same ids, or a refusal with its reason."""
 
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiktoken_ext.openai_public
 import tokenizers
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lmcore.errors import ArtifactError
+from lmcore.tokenizer.base import SAMPLE_TEXTS
 from lmcore.tokenizer.bpe import PATTERN, BpeTokenizer
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokenizer.pretrained import portable_pattern
@@ -118,15 +120,130 @@ def test_another_kind_is_refused(changes: dict[str, Any], message: str, tmp_path
 def test_merges_in_another_order_are_refused(tmp_path: Path) -> None:
     definition = json.loads(fit().to_str())
     definition["model"]["merges"].reverse()
-    with pytest.raises(ArtifactError, match="has merges in another order than its ids"):
+    with pytest.raises(ArtifactError, match="has merges that do not follow from its ids"):
         adopt(definition, tmp_path)
+
+
+def test_a_token_that_its_own_merges_do_not_make_is_refused(tmp_path: Path) -> None:
+    """In tokenizers `abc` is merged to ab, c: b, c comes too late. By rank alone it would be one token."""
+    definition = json.loads(fit().to_str())
+    alphabet = {symbol: place for place, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    definition["model"]["vocab"] = {**alphabet, "ab": 256, "bc": 257, "abc": 258, END: 259}
+    definition["model"]["merges"] = [["a", "b"], ["b", "c"], ["a", "bc"]]
+    definition["added_tokens"][0]["id"] = 259
+    with pytest.raises(ArtifactError, match="has merges that do not follow from its ids"):
+        adopt(definition, tmp_path)
+
+
+SPLIT = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+def cut_by(pattern: str, **changes: Any) -> dict[str, Any]:
+    split = {**SPLIT, "pattern": {"Regex": pattern}, **changes}
+    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, BYTES]}}
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"normalizer": {"type": "Lowercase"}},
+    {"added_tokens": [{"id": 330, "content": "mat,", "special": False}]},
+    {"added_tokens": [{"id": 400, "content": END, "special": True}]},
+    {"truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}},
+    {"padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "!"}},
+    {"post_processor": None},
+    {"pre_tokenizer": {**BYTES, "use_regex": True, "add_prefix_space": True}},
+    {"pre_tokenizer": BYTES},
+    {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, {**BYTES, "use_regex": True}]}},
+    {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, {**BYTES, "add_prefix_space": True}]}},
+    cut_by(PATTERN, behavior="Removed"),
+    cut_by(PATTERN, behavior="MergedWithPrevious"),
+    cut_by(PATTERN, invert=True),
+]
+PATTERNS: list[dict[str, Any]] = [
+    cut_by(r"\p{N}{1,3}+| ?\p{L}+|\s+|[^\s\p{L}\p{N}]+"),
+    cut_by(r"\p{N}{1,3}| ?\p{L}+|\s+|[^\s\p{L}\p{N}]+"),
+    cut_by(r"\s+$|\S+|\s"),
+    cut_by(r"^\s+|\S+|\s"),
+    cut_by(r" \w+|\W"),
+    cut_by(r"\b"),
+    cut_by(r"\p{N}{,3}"),
+    cut_by(r"\p{L}+"),
+    cut_by(r"(?i:THE)| ?[a-z]+|\s+(?!\S)|[\s\S]"),
+    {"model": {"merges": []}},
+]
+MODEL_CHANGES: list[dict[str, Any]] = [
+    {"dropout": 0.5},
+    {"dropout": 0.0005},
+    {"continuing_subword_prefix": "##"},
+    {"end_of_word_suffix": "</w>"},
+    {"unk_token": "!"},
+    {"byte_fallback": True},
+    {"ignore_merges": True},
+]
+
+
+@cache
+def ours() -> dict[str, Any]:
+    definition: dict[str, Any] = json.loads(BpeTokenizer.train([CORPUS], 330).artefact)
+    return definition
+
+
+STARTS = {"GPT-2's": fit, "split": partial(fit, split=True), "ours": ours}
+CASES = [
+    *((start, change) for start in STARTS for change in [*CHANGES, *({"model": change} for change in MODEL_CHANGES)]),
+    # In a file of ours the pattern and the merges are ours too: they need no proof.
+    *((start, change) for start in STARTS for change in PATTERNS if start != "ours"),
+]
+
+
+@pytest.mark.parametrize(("start", "change"), CASES, ids=str)
+def test_a_changed_file_is_refused_or_means_the_same(start: str, change: dict[str, Any], tmp_path: Path) -> None:
+    begun: Any = STARTS[start]()  # type: ignore[operator]
+    definition = begun if isinstance(begun, dict) else json.loads(begun.to_str())
+    changed = {**definition, **change, "model": {**definition["model"], **change.get("model", {})}}
+    try:
+        adopted = adopt(changed, tmp_path)
+    except ArtifactError:
+        return
+    original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    original.encode_special_tokens = True
+    original.no_padding()
+    original.no_truncation()
+    assert adopted.end_of_text == original.token_to_id(END)
+    for text in [*CORPUS, *SAMPLE_TEXTS, "20242024", "x_a__b", "one\n\n two \n", "The THE the", " mat, mat,"]:
+        assert adopted.encode(text) == original.encode(text, add_special_tokens=False).ids
+
+
+def test_ours_saved_again_by_transformers_is_ours(tmp_path: Path) -> None:
+    first = BpeTokenizer.train([CORPUS], 330)
+    first.save(tmp_path)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    theirs.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() != first.artefact
+    assert load_tokenizer(tmp_path / "again").fingerprint == first.fingerprint
+    theirs.add_tokens(["mat,"])
+    theirs.save_pretrained(tmp_path / "more")
+    with pytest.raises(ArtifactError, match="takes 'mat,' out of the text before it is cut"):
+        load_tokenizer(tmp_path / "more")
 
 
 @pytest.mark.parametrize(
-    "damage", [{"merges": [["a", "?"]]}, {"merges": [["q", "x"]]}, {"merges": [1]}, {"vocab": {"a": 1}}]
+    "damage",
+    [
+        *({"model": {"merges": merges}} for merges in ([["a", "?"]], [["q", "x"]], [1], ["a b c"])),
+        {"model": {"vocab": {"a": 1}}},
+        {"decoder": {"type": "Nothing"}},
+        {"post_processor": 3},
+        {"version": "9"},
+        {"added_tokens": [{"content": END}]},
+        {"added_tokens": 3},
+        {"pre_tokenizer": {"type": "ByteLevel"}},
+    ],
+    ids=str,
 )
 def test_a_damaged_file_is_one_line(damage: dict[str, Any], tmp_path: Path) -> None:
     definition = json.loads(fit().to_str())
-    definition["model"] |= damage
-    with pytest.raises(ArtifactError, match=r"tokenizer\.json is (damaged|not byte-level BPE)"):
+    definition = {**definition, **damage, "model": {**definition["model"], **damage.get("model", {})}}
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json (is damaged|is not|has|cuts)") as caught:
         adopt(definition, tmp_path)
+    assert "\n" not in str(caught.value)

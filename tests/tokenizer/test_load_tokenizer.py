@@ -93,10 +93,15 @@ def test_no_text_to_measure_is_a_data_error(texts: list[list[str]]) -> None:
         measure_tokenizer(ByteTokenizer.create(), texts)
 
 
-def test_a_models_tokenizer_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_models_tokenizer_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train_tokenizer(params(vocab_size=300), [["some text, some more text"]])
     first.save(tmp_path / "model")
     again = train_tokenizer(params(kind="pretrained", name=str(tmp_path / "model")), [["quite other words"]])
     assert again.fingerprint == first.fingerprint
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # as in a temporary copy of the project
+    again = train_tokenizer(params(kind="pretrained", name="./model"), [])
+    assert again.fingerprint == first.fingerprint
+    with pytest.raises(ArtifactError, match=r"~nobody/x/tokenizer\.json does not exist"):
+        train_tokenizer(params(kind="pretrained", name="~nobody/x"), [])
     with pytest.raises(ArtifactError, match=r"none/tokenizer\.json does not exist"):
         train_tokenizer(params(kind="pretrained", name=f"{tmp_path}/none"), [["x"]])

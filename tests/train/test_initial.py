@@ -51,6 +51,18 @@ def test_a_hugging_face_folder_is_as_good(tmp_path: Path, dataset: TokenDataset,
     assert origin == {"init_from": {"weights": sha256_file(tmp_path / "export" / "model.safetensors"), "run_key": None}}
 
 
+def test_what_follows_may_be_said_and_the_folder_is_found_from_a_copy(
+    tmp_path: Path, dataset: TokenDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = GPT(GPT2_MODEL.model_copy(update={"n_kv_heads": 4, "d_ff": 128}), dataset.train.vocab_size, seed=5)
+    save_model(tmp_path / "models" / "base", base, {"run_key": "abc"})
+    dataset.tokenizer.save(tmp_path / "models" / "base")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    model = GPT(GPT2_MODEL, dataset.train.vocab_size, seed=9)
+    load_initial_weights(model, "models/base", dataset.tokenizer)
+    assert torch.equal(model.head.weight, base.head.weight)
+
+
 def test_a_shorter_context_takes_the_first_positions(tmp_path: Path, dataset: TokenDataset) -> None:
     base = GPT(GPT2_MODEL, dataset.train.vocab_size, seed=5)
     save_model(tmp_path, base, {"run_key": "abc"})
