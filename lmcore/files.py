@@ -28,7 +28,7 @@ def project_root() -> Path:
 def named_path(name: str) -> Path:
     """What a parameter names, from the checkout's root: a stage may run in a copy of the project, far from it."""
     path = Path(name)
-    with suppress(RuntimeError):  # the home of nobody, which stays what it is and does not exist
+    with suppress(RuntimeError):  # the home of an unknown user stays what it is, and does not exist
         path = path.expanduser()
     return project_root() / path
 

@@ -101,7 +101,7 @@ def test_a_models_tokenizer_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # as in a temporary copy of the project
     again = train_tokenizer(params(kind="pretrained", name="./model"), [])
     assert again.fingerprint == first.fingerprint
-    with pytest.raises(ArtifactError, match=r"~nobody/x/tokenizer\.json does not exist"):
-        train_tokenizer(params(kind="pretrained", name="~nobody/x"), [])
+    with pytest.raises(ArtifactError, match=r"~no-such-user/x/tokenizer\.json does not exist"):
+        train_tokenizer(params(kind="pretrained", name="~no-such-user/x"), [])
     with pytest.raises(ArtifactError, match=r"none/tokenizer\.json does not exist"):
         train_tokenizer(params(kind="pretrained", name=f"{tmp_path}/none"), [["x"]])
