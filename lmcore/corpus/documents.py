@@ -1,4 +1,4 @@
-"""Documents: read from raw files, written to parquet and read back, a bounded batch at a time."""
+"""Documents: what passes through the prepare stage, written to parquet and read back, a bounded batch at a time."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,25 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.errors import ArtifactError
-from lmcore.files import read_json
 
 BATCH_ROWS = 10_000
 BATCH_CHARACTERS = 1 << 24
 PART_BYTES = 64 << 20  # of text in one parquet file
-MAX_FILE_BYTES = 1 << 30  # parquet's own limit for one value is 2 GiB
 EXCERPT_CHARACTERS = 80
-
-UNSUPPORTED_SUFFIXES = frozenset(
-    {*(".jsonl", ".csv", ".tsv", ".parquet", ".npy", ".bin", ".pdf"), *(".gz", ".zst", ".zip", ".xz", ".bz2", ".tar")}
-)
-# UTF-32 first: its little-endian mark begins with UTF-16's.
-ENCODINGS = {
-    b"\xff\xfe\0\0": "utf-32",
-    b"\0\0\xfe\xff": "utf-32",
-    b"\xff\xfe": "utf-16",
-    b"\xfe\xff": "utf-16",
-    b"\xef\xbb\xbf": "utf-8-sig",
-}
 
 # large_string counts in 64 bits: a batch may hold more than 2 GiB.
 DOCUMENT_COLUMNS = pa.schema([("id", pa.large_string()), ("text", pa.large_string()), ("bytes", pa.int64())])
@@ -41,16 +27,25 @@ REJECTION_COLUMNS = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text, exactly as published; `bytes` is its length as UTF-8."""
+    """One text, exactly as published; `bytes` is its length as UTF-8.
 
-    id: str
+    `row`: its line, row or number in `file`, from 1, where the file holds several.
+    """
+
+    file: str
+    row: int | None
     text: str
     bytes: int
 
     @classmethod
-    def of(cls, name: str, text: str) -> Self:
-        """The document with id `name` and its bytes counted."""
-        return cls(name, text, len(text) if text.isascii() else len(text.encode()))
+    def of(cls, file: str, text: str, row: int | None = None) -> Self:
+        """The document with its bytes counted. Raises UnicodeError for a lone surrogate, which UTF-8 cannot say."""
+        return cls(file, row, text, len(text) if text.isascii() else len(text.encode()))
+
+    @property
+    def id(self) -> str:
+        """A name that no other document of the corpus has."""
+        return self.file if self.row is None else f"{self.file}:{self.row}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +58,11 @@ class Rejection:
     bytes: int
     excerpt: str
 
+    @property
+    def id(self) -> str:
+        """Where it lies, in one word."""
+        return self.file if self.row is None else f"{self.file}:{self.row}"
+
 
 Item = TypeVar("Item", Document, Document | Rejection)
 
@@ -70,36 +70,6 @@ Item = TypeVar("Item", Document, Document | Rejection)
 def excerpt(text: str) -> str:
     """The first printable characters of a text, for a person to recognise it."""
     return "".join(filter(str.isprintable, text[: 4 * EXCERPT_CHARACTERS]))[:EXCERPT_CHARACTERS]
-
-
-def read_documents(raw: Path) -> Iterator[Document | Rejection]:
-    """Every file that the manifest in `raw` lists, as one document with the file's path for its id.
-
-    Raises ArtifactError when the manifest, or a file that it lists, is missing.
-    """
-    remedy = "run the download stage (dvc repro download)"
-    for entry in read_json(raw / "manifest.json", remedy)["files"]:
-        path = raw / "files" / entry["path"]
-        if not path.is_file():
-            raise ArtifactError(f"{path} does not exist, though {raw}/manifest.json lists it: {remedy}")
-        yield _read_document(path, entry["path"])
-
-
-def _read_document(path: Path, name: str) -> Document | Rejection:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(4 * EXCERPT_CHARACTERS)
-        beginning = excerpt(head.decode(errors="replace"))
-        if path.suffix.lower() in UNSUPPORTED_SUFFIXES:
-            return Rejection(name, None, "unsupported_format", size, beginning)
-        if size > MAX_FILE_BYTES:
-            return Rejection(name, None, "too_long", size, beginning)
-        content = head + file.read()
-    encoding = next((codec for mark, codec in ENCODINGS.items() if content.startswith(mark)), "utf-8")
-    try:
-        return Document.of(name, content.decode(encoding))
-    except UnicodeDecodeError:
-        return Rejection(name, None, "not_utf8", size, beginning)
 
 
 def batch(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -174,7 +144,7 @@ def iterate_documents(folder: Path) -> Iterator[list[Document]]:
     """The documents that a DocumentWriter wrote, in order, in the batches that it was given."""
     for group in _iterate_row_groups(folder, DOCUMENT_COLUMNS.names):
         columns = (group[name].to_pylist() for name in DOCUMENT_COLUMNS.names)
-        yield [Document(*row) for row in zip(*columns, strict=True)]
+        yield [Document(name, None, text, size) for name, text, size in zip(*columns, strict=True)]
 
 
 def iterate_texts(folder: Path) -> Iterator[list[str]]:

@@ -17,9 +17,9 @@ from lmcore.corpus.documents import (
     excerpt,
     iterate_texts,
     open_parquet,
-    read_documents,
     to_table,
 )
+from lmcore.corpus.formats import Layout, read_documents
 from lmcore.corpus.leakage import measure_leakage
 from lmcore.corpus.schema import build_schema, find_reasons
 from lmcore.corpus.split import split_by_hash, split_by_tail
@@ -33,6 +33,8 @@ EXAMPLES = 5  # of rejected documents in an error message
 class PrepareParams(Section):
     """Section `prepare`. Validation is a fraction of the documents (hash) or of the characters (tail)."""
 
+    text_field: Annotated[str, Field(min_length=1)]
+    separator: Annotated[str, Field(min_length=1)] | None
     split: Literal["hash", "tail"]
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
     min_characters: Annotated[Int, Field(ge=0)]
@@ -61,7 +63,7 @@ def prepare(params: PrepareParams, raw: Path, folder: Path) -> dict[str, Any]:
             DocumentWriter(partial / "train") as train,
             DocumentWriter(partial / "validation") as validation,
         ):
-            kept = cleaner.clean(read_documents(raw))
+            kept = cleaner.clean(read_documents(raw, Layout(params.text_field, params.separator)))
             if params.split == "hash":
                 parts = split_by_hash(kept, params.validation_fraction)
             else:
@@ -116,10 +118,10 @@ class Cleaner:
 
     def _judge(self, document: Document, reason: str | None) -> Document | Rejection:
         if reason is not None:
-            return Rejection(document.id, None, reason, document.bytes, excerpt(document.text))
+            return Rejection(document.file, document.row, reason, document.bytes, excerpt(document.text))
         first = self._seen.setdefault(blake2b(document.text.encode(), digest_size=16).digest(), document.id)
         if first != document.id:
-            return Rejection(document.id, None, "duplicate", document.bytes, first)
+            return Rejection(document.file, document.row, "duplicate", document.bytes, first)
         return document
 
     def _record(self, rejections: list[Rejection]) -> None:
@@ -129,7 +131,7 @@ class Cleaner:
         reasons = Counter(rejection.reason for rejection in rejections)
         self.duplicates += reasons.pop("duplicate", 0)
         self.rejected += reasons
-        examples = [f"{rejection.file}: {rejection.reason}" for rejection in rejections if rejection.reason in reasons]
+        examples = [f"{rejection.id}: {rejection.reason}" for rejection in rejections if rejection.reason in reasons]
         self._examples += examples[: EXAMPLES - len(self._examples)]
 
     def require_enough(self) -> None:

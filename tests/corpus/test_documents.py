@@ -1,68 +1,21 @@
 """Documents read from raw files, and written to and from parquet."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lmcore.corpus import documents as documents_module
 from lmcore.corpus.documents import (
     Document,
     DocumentWriter,
-    Rejection,
     batch,
     excerpt,
     iterate_documents,
     iterate_texts,
-    read_documents,
 )
 from lmcore.errors import ArtifactError
 
 TEXT = "naïve\r\n\x0cpage two\r\tend\u2028\U0001f600"
-
-
-@pytest.mark.parametrize(
-    "content",
-    [TEXT.encode(codec) for codec in ("utf-8", "utf-8-sig", "utf-16", "utf-32")]
-    + [mark + TEXT.encode(codec) for mark, codec in ((b"\xfe\xff", "utf-16-be"), (b"\0\0\xfe\xff", "utf-32-be"))],
-)
-def test_a_text_is_read_exactly(make_raw, content):
-    assert list(read_documents(make_raw({"a/b.txt": content}))) == [Document("a/b.txt", TEXT, len(TEXT.encode()))]
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
-@given(st.text())
-def test_every_text_survives(make_raw, text):
-    (document,) = read_documents(make_raw({"a.txt": b"\xef\xbb\xbf" + text.encode()}))
-    assert document == Document("a.txt", text, len(text.encode()))
-
-
-@pytest.mark.parametrize("content", [b"caf\xe9 au lait", b"\xff\xfea", b"ok \xed\xa0\x80", b"cut short \xe2\x82"])
-def test_what_is_not_utf8_is_turned_away(make_raw, content):
-    (rejection,) = read_documents(make_raw({"a.txt": content}))
-    assert (rejection.file, rejection.reason, rejection.bytes) == ("a.txt", "not_utf8", len(content))
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.CSV", "a.parquet", "a.txt.gz", "a.npy"])
-def test_formats_to_come_are_not_taken_for_text(make_raw, name):
-    assert list(read_documents(make_raw({name: b'{"text": 1}\n'}))) == [
-        Rejection(name, None, "unsupported_format", 12, '{"text": 1}')
-    ]
-
-
-def test_a_file_beyond_parquets_limit_is_not_read(make_raw, monkeypatch):
-    monkeypatch.setattr(documents_module, "MAX_FILE_BYTES", 10)
-    assert [item.reason for item in read_documents(make_raw({"a.txt": b"x" * 11}))] == ["too_long"]
-
-
-def test_missing_files_are_named(make_raw, tmp_path):
-    with pytest.raises(ArtifactError, match=r"nowhere/manifest.json does not exist: run the download stage"):
-        list(read_documents(tmp_path / "nowhere"))
-    raw = make_raw({"a.txt": b"a"})
-    (raw / "files/a.txt").unlink()
-    with pytest.raises(
-        ArtifactError, match=r"raw/files/a.txt does not exist, though .*manifest.json lists it: run the"
-    ):
-        list(read_documents(raw))
 
 
 def test_an_excerpt_is_short_and_printable():

@@ -21,6 +21,8 @@ from lmcore.params import parse_section
 
 def make_params(**values: object) -> PrepareParams:
     defaults = {
+        "text_field": "text",
+        "separator": None,
         "split": "tail",
         "validation_fraction": 0.5,
         "min_characters": 1,
@@ -44,7 +46,7 @@ MIXED = {
     "b/copy.txt": b"first text\r\nwith\x0c form feed\n",
     "b/latin.txt": b"caf\xe9",
     "c.txt": "\ufeffsecond téxt".encode(),
-    "d.jsonl": b"{}",
+    "d.pdf": b"{}",
     "e.bin.txt": b"nul \0 byte",
     "f.txt": b"hi",
     "g.txt": b"much too long " * 9,
@@ -85,7 +87,7 @@ def test_the_rejected_are_listed_with_reason_and_place(make_raw, tmp_path):
         ("b/blank.txt", "empty", 3),
         ("b/copy.txt", "duplicate", 28),
         ("b/latin.txt", "not_utf8", 4),
-        ("d.jsonl", "unsupported_format", 2),
+        ("d.pdf", "unsupported_format", 2),
         ("e.bin.txt", "nul_byte", 10),
         ("f.txt", "too_short", 2),
         ("g.txt", "too_long", 126),
