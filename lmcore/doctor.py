@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lmcore.corpus.sources import find_changes
 from lmcore.errors import LmcoreError, ParameterError
 from lmcore.files import read_json
 from lmcore.forecast import EXPLANATION, Forecast, forecast, measure_peak, show_bytes, show_count, show_duration
@@ -52,9 +53,18 @@ def examine(root: Path) -> Iterator[Finding]:
         yield from _find_unfinished_runs(root / "runs", values)
     except LmcoreError as error:
         yield Finding(str(error), "edit params.yaml", needs_user=True)
+    yield from _find_changed_text(root / "data" / "raw")
     yield from _find_git_state(root)
     yield from _find_dvc_lock(root)
     yield from _find_leftovers(root)
+
+
+def _find_changed_text(raw: Path) -> Iterator[Finding]:
+    """One's own text, which DVC does not watch outside data/own, when it is no longer what the corpus was made of."""
+    if (raw / "manifest.json").exists() and (changed := find_changes(raw)):
+        names = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+        text = f"{len(changed):,} files of your text have changed since the download stage: {names}"
+        yield Finding(text, "dvc repro --force download, then dvc repro")
 
 
 def _find_versions() -> Iterator[Finding]:

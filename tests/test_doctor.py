@@ -11,6 +11,7 @@ import pytest
 from imports import ROOT
 
 from lmcore import doctor, forecast
+from lmcore.corpus.sources import DownloadParams, download
 from lmcore.doctor import Finding, examine
 from lmcore.errors import ParameterError
 from lmcore.files import write_json
@@ -55,6 +56,21 @@ def test_a_project_that_is_well(project: Path) -> None:
     assert "params.yaml: 1.02 M parameters, 1.84 M tokens, about 28 s of training here (estimated: 6 operations" in text
     assert "matrix products measured at 1,000 GFLOP/s" in text
     assert "ok    git: nothing differs from commit " in text
+
+
+def test_text_that_changed_since_is_noted(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "mine.txt").write_text("one")
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    params = DownloadParams(source="stdlib", path="mine.txt", url=None, sha256=None)
+    download(params, project / "data" / "raw")
+    git(project, "add", ".")
+    git(project, "commit", "--message=text")
+    assert not found(project)
+    (project / "mine.txt").write_text("two")
+    git(project, "commit", "--all", "--message=changed")
+    (finding,) = found(project)
+    assert finding.text == "1 files of your text have changed since the download stage: mine.txt"
+    assert finding.remedy == "dvc repro --force download, then dvc repro"
 
 
 def test_a_folder_that_is_no_project(tmp_path: Path) -> None:

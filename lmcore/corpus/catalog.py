@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One named corpus. Without a url its text is on every machine already."""
+    """One named corpus. Without a url its text is on this machine already."""
 
     description: str
-    licence: str
+    licence: str | None  # None: the user knows
     url: str | None = None
     sha256: str | None = None
     bytes: int | None = None
@@ -19,6 +19,7 @@ CATALOG = {
         description="The source files of the running Python's standard library, about 11 MB in 600 files.",
         licence="PSF-2.0",
     ),
+    "own": Source(description="The files that you put into data/own.", licence=None),
     "tinyshakespeare": Source(
         description="Forty thousand lines from Shakespeare's plays in one text, as Karpathy's char-rnn published them.",
         licence="public domain",

@@ -15,11 +15,12 @@ from pydantic import model_validator
 
 from lmcore.corpus.catalog import CATALOG
 from lmcore.corpus.fetch import fetch
-from lmcore.errors import DataError, ParameterError
-from lmcore.files import named_path, project_root, sha256_file, write_folder, write_json
+from lmcore.errors import DataError, LmcoreError, ParameterError
+from lmcore.files import named_path, project_root, read_json, sha256_file, write_folder, write_json
 from lmcore.params import Section
 
 HIDDEN = (".*",)
+OWN_TEXT = Path("data/own")
 # Tests and installed packages are not the library; encodings/ holds code tables that are near copies of each other;
 # _sysconfigdata and config-* differ from machine to machine.
 NOT_STDLIB = (
@@ -83,12 +84,16 @@ def _gather(params: DownloadParams, files: Path) -> dict[str, Any]:
         _fetch_into(files, params.url, params.sha256)
         return {"source": "url", "licence": None, "url": params.url, "version": None}
     source = CATALOG[params.source]
-    origin = {"source": params.source, "licence": source.licence, "url": source.url}
-    if source.url is None:
+    origin = {"source": params.source, "licence": source.licence, "url": source.url, "version": None}
+    if params.source == "stdlib":
         _copy_stdlib(Path(sysconfig.get_path("stdlib")), files)
-        return {**origin, "version": f"{platform.python_implementation()} {platform.python_version()}"}
-    _fetch_into(files, source.url, source.sha256)
-    return {**origin, "version": None}
+        origin["version"] = f"{platform.python_implementation()} {platform.python_version()}"
+    elif params.source == "own":
+        _copy_dependency(OWN_TEXT, files)
+    else:
+        assert source.url is not None, params.source
+        _fetch_into(files, source.url, source.sha256)
+    return origin
 
 
 def _copy_stdlib(root: Path, files: Path) -> None:
@@ -99,20 +104,62 @@ def _copy_stdlib(root: Path, files: Path) -> None:
     _copy(paths, root, files)
 
 
+def _copy_dependency(folder: Path, files: Path) -> None:
+    """Copy the folder that is a dependency of the stage: as it lies here, where DVC has looked at it."""
+    paths = _list_files(folder, HIDDEN) if folder.is_dir() else []
+    if not paths:
+        remedy = "; `dvc exp run --temp` and `--queue` take it along with --copy-paths " + folder.as_posix()
+        raise DataError(f"download.source=own: no files in {folder}: put your text there{remedy}")
+    _copy(paths, folder, files)
+
+
 def _copy_own(name: str, files: Path) -> None:
-    """Copy the user's file, or every file below the user's folder but hidden ones and links."""
+    """Copy the user's file, or every file below the user's folder, or that the pattern names."""
+    root, paths = find_own(name)
+    _copy(paths, root, files)
+
+
+def find_own(name: str) -> tuple[Path, list[Path]]:
+    """The folder that `download.path` begins with, and the files in question below it, but hidden ones and links.
+
+    `name` is a file, a folder or a pattern such as texts/**/*.jsonl. Raises ParameterError or DataError if there is
+    nothing.
+    """
     path = named_path(name)
     if path.is_file():
-        root, paths = path.parent, [Path(path.name)]
-    elif path.is_dir():
+        return path.parent, [Path(path.name)]
+    if path.is_dir():
         root, paths = path, _list_files(path, HIDDEN)
+    elif any(character in name for character in "*?["):
+        root = next(parent for parent in path.parents if not re.search(r"[*?[]", str(parent)))
+        matching = set(root.glob(path.relative_to(root).as_posix())) if root.is_dir() else set()
+        paths = [found for found in _list_files(root, HIDDEN) if root / found in matching] if matching else []
     else:
         raise ParameterError(
             f"download.path={name!r}: {path} does not exist; a relative path begins at dvc.yaml's folder"
         )
     if not paths:
         raise DataError(f"download.path={name!r}: no files in {path} (hidden files and symbolic links do not count)")
-    _copy(paths, root, files)
+    return root, paths
+
+
+def find_changes(raw: Path) -> list[str]:
+    """The user's files that are no longer what the manifest in `raw` lists: changed, new and gone, sorted."""
+    manifest = read_json(raw / "manifest.json", "run the download stage (dvc repro download)")
+    if manifest["source"] != "path":
+        return []
+    listed = {entry["path"]: (entry["bytes"], entry["sha256"]) for entry in manifest["files"]}
+    try:
+        root, paths = find_own(manifest["path"])
+    except LmcoreError:
+        return sorted(listed)
+    found = {path.as_posix(): (root / path).stat().st_size for path in paths}
+    changed = {
+        name
+        for name in listed.keys() & found.keys()
+        if found[name] != listed[name][0] or sha256_file(root / name) != listed[name][1]
+    }
+    return sorted(changed | (listed.keys() ^ found.keys()))
 
 
 def _fetch_into(files: Path, url: str, sha256: str | None) -> None:

@@ -5,13 +5,14 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import sysconfig
 from pathlib import Path
 
 import pytest
 
 from lmcore.corpus.catalog import CATALOG
-from lmcore.corpus.sources import DownloadParams, download
+from lmcore.corpus.sources import DownloadParams, download, find_changes
 from lmcore.errors import DataError, ParameterError
 from lmcore.params import parse_section
 
@@ -35,9 +36,9 @@ def list_tree(folder: Path) -> list[str]:
     [
         (
             {"source": "tinyshakespear"},
-            r"^download.source='tinyshakespear': did you mean tinyshakespeare\? known sources: stdlib, tinyshakes",
+            r"^download.source='tinyshakespear': did you mean tinyshakespeare\? known sources: stdlib, own, tiny",
         ),
-        ({"source": "zzz"}, r"^download.source='zzz': known sources: stdlib, tinyshakespeare$"),
+        ({"source": "zzz"}, r"^download.source='zzz': known sources: stdlib, own, tinyshakespeare$"),
         ({"path": "a", "url": "http://a/b"}, r"^download.path='a' and download.url='http://a/b': set one of them"),
         ({"path": ""}, r"^download.path='': must name a file or a folder, or be null$"),
         ({"sha256": "0" * 64}, r"^download.sha256='0+': belongs to download.url, which is not set$"),
@@ -56,9 +57,9 @@ def test_wrong_values_are_named(values, message):
 
 
 def test_the_catalogue_is_described():
-    for source in CATALOG.values():
+    for name, source in CATALOG.items():
         assert source.description.endswith(".")
-        assert source.licence
+        assert (source.licence is None) == (name == "own")
         assert (source.url is None) == (source.sha256 is None)
 
 
@@ -168,7 +169,68 @@ def test_a_folder_of_ones_own(project):
     assert list_tree(project / "raw/files") == ["a-b.txt", "a/c.md", "b.txt"]
 
 
+def test_data_own_is_taken_from_where_the_stage_runs(project, monkeypatch):
+    """A copy of the project has it only if DVC put it there: then DVC has seen what is in it."""
+    copy = project / "copy"
+    for folder in (project, copy):
+        (folder / "data/own/a").mkdir(parents=True)
+        (folder / "data/own/.gitignore").write_text("*\n")
+    (project / "data/own/a/b.txt").write_text("here")
+    monkeypatch.chdir(project)
+    assert download(make_params(source="own"), project / "raw") == {"files": 1, "bytes": 4}
+    manifest = read_manifest(project / "raw")
+    assert (manifest["source"], manifest["licence"], manifest["files"][0]["path"]) == ("own", None, "a/b.txt")
+    monkeypatch.chdir(copy)
+    with pytest.raises(DataError, match=r"^download.source=own: no files in data/own: put .* --copy-paths data/own$"):
+        download(make_params(source="own"), copy / "raw")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("mine/*.txt", ["b.txt"]),
+        ("mine/**/*.txt", ["a/c.txt", "b.txt"]),
+        ("mine/?/c*", ["a/c.md", "a/c.txt"]),
+        ("m*/a/*.md", ["mine/a/c.md"]),
+        ("mine/[b-c].txt", ["b.txt"]),
+    ],
+)
+def test_a_pattern_chooses_files(project, pattern, names):
+    for path in ("b.txt", "a/c.txt", "a/c.md", "a/.hidden.txt"):
+        (project / "mine" / path).parent.mkdir(parents=True, exist_ok=True)
+        (project / "mine" / path).write_text(path)
+    (project / "mine/link.txt").symlink_to(project / "mine/b.txt")
+    download(make_params(path=pattern), project / "raw")
+    assert [file["path"] for file in read_manifest(project / "raw")["files"]] == names
+
+
+def test_a_name_with_a_pattern_s_characters_is_a_name(project):
+    (project / "a[1].txt").write_text("x")
+    download(make_params(path="a[1].txt"), project / "raw")
+    assert [file["path"] for file in read_manifest(project / "raw")["files"]] == ["a[1].txt"]
+
+
+def test_changes_of_ones_own_text_are_found(project):
+    (project / "mine").mkdir()
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (project / "mine" / name).write_text(name)
+    download(make_params(path="mine"), project / "raw")
+    assert find_changes(project / "raw") == []
+    os.utime(project / "mine/a.txt")
+    assert find_changes(project / "raw") == []
+    (project / "mine/a.txt").write_text("A.txt")
+    (project / "mine/b.txt").unlink()
+    (project / "mine/d.txt").write_text("new")
+    assert find_changes(project / "raw") == ["a.txt", "b.txt", "d.txt"]
+    shutil.rmtree(project / "mine")
+    assert find_changes(project / "raw") == ["a.txt", "b.txt", "c.txt"]
+    download(make_params(), project / "raw")
+    assert find_changes(project / "raw") == []
+
+
 def test_nothing_there(project):
+    with pytest.raises(DataError, match=r"^download.path='no/\*\*': no files in .*/no/\*\* \(hidden files"):
+        download(make_params(path="no/**"), project / "raw")
     with pytest.raises(
         ParameterError, match=r"^download.path='nowhere': .*/nowhere does not exist; a relative path begin"
     ):
