@@ -106,10 +106,12 @@ def _copy_stdlib(root: Path, files: Path) -> None:
 
 def _copy_dependency(folder: Path, files: Path) -> None:
     """Copy the folder that is a dependency of the stage: as it lies here, where DVC has looked at it."""
-    paths = _list_files(folder, HIDDEN) if folder.is_dir() else []
+    paths = _list_files(folder, (*HIDDEN, "*.dvc")) if folder.is_dir() else []
     if not paths:
-        remedy = "; `dvc exp run --temp` and `--queue` take it along with --copy-paths " + folder.as_posix()
-        raise DataError(f"download.source=own: no files in {folder}: put your text there{remedy}")
+        raise DataError(
+            f"download.source=own: no files in {folder}: put your text there; `dvc exp run --temp` and `--queue` see "
+            f"what git or DVC keeps (git add, dvc add)"
+        )
     _copy(paths, folder, files)
 
 

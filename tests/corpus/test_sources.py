@@ -174,14 +174,15 @@ def test_data_own_is_taken_from_where_the_stage_runs(project, monkeypatch):
     copy = project / "copy"
     for folder in (project, copy):
         (folder / "data/own/a").mkdir(parents=True)
-        (folder / "data/own/.gitignore").write_text("*\n")
+        (folder / "data/own/.gitkeep").write_text("")
+        (folder / "data/own/a.dvc").write_text("outs:\n")
     (project / "data/own/a/b.txt").write_text("here")
     monkeypatch.chdir(project)
     assert download(make_params(source="own"), project / "raw") == {"files": 1, "bytes": 4}
     manifest = read_manifest(project / "raw")
     assert (manifest["source"], manifest["licence"], manifest["files"][0]["path"]) == ("own", None, "a/b.txt")
     monkeypatch.chdir(copy)
-    with pytest.raises(DataError, match=r"^download.source=own: no files in data/own: put .* --copy-paths data/own$"):
+    with pytest.raises(DataError, match=r"^download.source=own: no files in data/own: put your text there; .*git add, dvc add"):
         download(make_params(source="own"), copy / "raw")
 
 
