@@ -17,7 +17,7 @@ import tiktoken
 
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokenizer.bpe import BpeTokenizer
-from lmcore.tokens.encode import EncodeParams, encode_splits
+from lmcore.tokens.encode import EncodeParams, Texts, encode_splits
 
 ROUNDS = 7
 VOCAB_SIZE = 4096
@@ -41,7 +41,8 @@ def write_shards(tokenizer: Tokenizer, texts: list[str]) -> None:
     """All that the encode stage does after reading: ids, counts, shards, checksums, manifest."""
     batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
     with tempfile.TemporaryDirectory() as folder:
-        encode_splits(EncodeParams(shard_tokens=1_000_000), {"train": batches}, tokenizer, Path(folder) / "tokens")
+        parts, place = {"train": [Texts(batches)]}, Path(folder)
+        encode_splits(EncodeParams(shard_tokens=1_000_000), parts, tokenizer, place / "tokens", scratch=place / "parts")
 
 
 def measure(call: Callable[[], object]) -> float:

@@ -34,7 +34,7 @@ from lmcore.params import parse_section, read_params
 from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import TokenDataset, open_dataset
-from lmcore.tokens.encode import EncodeParams, encode_splits
+from lmcore.tokens.encode import EncodeParams, Texts, encode_splits
 from lmcore.train.session import plan_hardware, run_training
 from lmcore.train.settings import TrainParams
 
@@ -108,7 +108,8 @@ def encode(text: str, folder: Path) -> TokenDataset:
     end = len(text) * 9 // 10
     splits = {"train": [[text[:end]]], "validation": [[text[end:]]]}
     tokenizer = train_tokenizer(TokenizerParams(kind="char", vocab_size=None, name=None), splits["train"])
-    encode_splits(EncodeParams(shard_tokens=10_000_000), splits, tokenizer, folder / "tokens")
+    parts = {split: [Texts(batches)] for split, batches in splits.items()}
+    encode_splits(EncodeParams(shard_tokens=10_000_000), parts, tokenizer, folder / "tokens", scratch=folder / "parts")
     return open_dataset(folder / "tokens", tokenizer)
 
 

@@ -7,20 +7,18 @@ import os
 import shutil
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 
 from lmcore.distributed import is_worker
 from lmcore.errors import ParameterError
 from lmcore.machine import DTYPES, claims_bf16, measure_cpu_rates, total_memory
-from lmcore.params import Int, Section, parse_section
+from lmcore.params import AutoOrCount, Section, parse_section
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Sharding = Literal["replicate", "full"]
-AutoOrCount = Literal["auto"] | Annotated[Int, Field(ge=1)]
 
 # Tokens that one forward and backward pass takes at once where micro_batch_size is auto, and memory allows: more bring
 # no speed. Larger batches are accumulated.
@@ -51,6 +49,7 @@ class HardwareParams(Section):
     activation_checkpointing: bool | None
     processes: AutoOrCount | None
     sharding: Sharding | None
+    workers: AutoOrCount
 
 
 class Profile(Section):

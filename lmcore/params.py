@@ -8,9 +8,9 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -34,6 +34,7 @@ def _integral(value: object) -> object:
 
 
 Int = Annotated[int, BeforeValidator(_integral)]
+AutoOrCount = Literal["auto"] | Annotated[Int, Field(ge=1)]
 
 
 class Section(BaseModel):

@@ -2,12 +2,20 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from lmcore.errors import FULL_DISK
 
@@ -30,6 +38,40 @@ def _print(line: str, stream: TextIO) -> None:
     except OSError as error:  # the stream is a file on a full disk: a training that survives it needs no witness
         if error.errno not in FULL_DISK:
             raise
+
+
+Done = TypeVar("Done")
+
+
+class BytesProgress:
+    """A bar of bytes on a terminal; elsewhere a line in ten seconds: `encode: 120 of 480 MB, 35 MB/s`."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total, self.done = name, total, 0
+        self.started = self.last_line = time.monotonic()
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        self.bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self.task = self.bar.add_task(name, total=total)
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def follow(self, items: Iterable[Done], sizes: Sequence[int]) -> Iterator[Done]:
+        """The items as they come; each brings its bytes."""
+        for item, size in zip(items, sizes, strict=True):
+            self.done += size
+            self.bar.update(self.task, completed=self.done)
+            now = time.monotonic()
+            if self.bar.disable and now - self.last_line >= PLAIN_LINE_SECONDS:
+                self.last_line = now
+                rate = self.done / (now - self.started)
+                say(f"{self.name}: {self.done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB, {rate / 1e6:,.0f} MB/s")
+            yield item
 
 
 class TrainingProgress:

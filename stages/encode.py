@@ -2,20 +2,22 @@
 
 from pathlib import Path
 
-from lmcore.corpus.documents import iterate_texts
+from lmcore.corpus.documents import list_parts
 from lmcore.errors import report_errors
-from lmcore.files import write_json
+from lmcore.files import project_root, write_json
 from lmcore.params import read_section
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.encode import EncodeParams, encode_splits
+from lmcore.workers import read_workers
 
 
 def main() -> None:
     """Encode train and validation with the trained tokenizer; write the shards and their metrics."""
     params = read_section(EncodeParams, "encode")
     tokenizer = load_tokenizer(Path("models/tokenizer"))
-    splits = {split: iterate_texts(Path("data/documents") / split) for split in ("train", "validation")}
-    metrics = encode_splits(params, splits, tokenizer, Path("data/tokens"))
+    splits = {split: list_parts(Path("data/documents") / split) for split in ("train", "validation")}
+    scratch = project_root() / ".cache" / "encode"
+    metrics = encode_splits(params, splits, tokenizer, Path("data/tokens"), scratch=scratch, workers=read_workers())
     write_json(Path("reports/metrics/encode.json"), metrics)
 
 

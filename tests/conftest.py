@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_texts
+from tiny import encode_texts, make_texts
 
 from lmcore.tokenizer.load import TokenizerParams, load_tokenizer, train_tokenizer
 from lmcore.tokens.dataset import TokenDataset, open_dataset
-from lmcore.tokens.encode import EncodeParams, encode_splits
 
 # Tests run on all cores at once: threads of a tiny model's operations would only wait for one another.
 torch.set_num_threads(1)
@@ -29,5 +28,5 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
     tokenizer = train_tokenizer(TokenizerParams(kind="byte", vocab_size=None, name=None), splits["train"])
     (folder / "tokenizer").mkdir()
     tokenizer.save(folder / "tokenizer")
-    encode_splits(EncodeParams(shard_tokens=1000), splits, tokenizer, folder / "tokens")
+    encode_texts(1000, splits, tokenizer, folder / "tokens")
     return open_dataset(folder / "tokens", load_tokenizer(folder / "tokenizer"))

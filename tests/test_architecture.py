@@ -18,6 +18,7 @@ FLOORS = [
         "lmcore/plots.py",
         "lmcore/progress.py",
         "lmcore/tracking.py",
+        "lmcore/workers.py",
     ],
     ["lmcore/corpus", "lmcore/model", "lmcore/tokenizer", "lmcore/tokens"],
     ["lmcore/evaluate", "lmcore/generate", "lmcore/train"],

@@ -19,8 +19,8 @@ STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
 PARAMS = read_params(ROOT / "params.yaml")
 SHARED_SECTIONS = {"model", "hardware", "profiles"}  # every other one belongs to the stage of its name
 
-# They word and watch a run and cannot change what it makes, so that editing them runs nothing again.
-CANNOT_CHANGE_RESULTS = {Path("lmcore/errors.py"), Path("lmcore/progress.py"), Path("lmcore/tracking.py")}
+# They word, watch and speed up a run and cannot change what it makes, so that editing them runs nothing again.
+CANNOT_CHANGE_RESULTS = {Path(f"lmcore/{name}.py") for name in ("errors", "progress", "tracking", "workers")}
 MADE_BY_STAGES = ("data", "models", "reports")
 
 each_stage = pytest.mark.parametrize("stage", STAGES)

@@ -1,8 +1,14 @@
 """Tiny parameters and texts for the tests."""
 
 import random
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 from lmcore.model.gpt import ModelParams
+from lmcore.tokenizer.base import Tokenizer
+from lmcore.tokens.encode import EncodeParams, Texts, encode_splits
 from lmcore.train.settings import TrainParams
 
 WORDS = "the cat sat on a mat and saw that dog run far away from its own small house".split()
@@ -62,6 +68,18 @@ TINY_TRAIN = TrainParams(
     checkpoint_every_minutes=None,
     keep_checkpoints=2,
 )
+
+
+def encode_texts(
+    shard_tokens: int,
+    splits: Mapping[str, Iterable[list[str]]],
+    tokenizer: Tokenizer,
+    folder: Path,
+) -> dict[str, Any]:
+    """`encode_splits` of texts in memory, each split one part."""
+    parts = {split: [Texts(list(batches))] for split, batches in splits.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        return encode_splits(EncodeParams(shard_tokens=shard_tokens), parts, tokenizer, folder, scratch=Path(scratch))
 
 
 def make_texts(count: int, seed: int) -> list[str]:

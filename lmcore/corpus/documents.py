@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.errors import ArtifactError
+from lmcore.files import sha256_file
 
+REMEDY = "run the prepare stage (dvc repro prepare), or fetch it (dvc pull)"
 BATCH_ROWS = 10_000
 BATCH_CHARACTERS = 1 << 24
 PART_BYTES = 64 << 20  # of text in one parquet file
@@ -142,9 +144,10 @@ def to_table(records: Sequence[Document | Rejection], columns: pa.Schema) -> pa.
 
 def iterate_documents(folder: Path) -> Iterator[list[Document]]:
     """The documents that a DocumentWriter wrote, in order, in the batches that it was given."""
-    for group in _iterate_row_groups(folder, DOCUMENT_COLUMNS.names):
-        columns = (group[name].to_pylist() for name in DOCUMENT_COLUMNS.names)
-        yield [Document(name, None, text, size) for name, text, size in zip(*columns, strict=True)]
+    for part in list_parts(folder):
+        for group in part.read_groups(DOCUMENT_COLUMNS.names):
+            columns = (group[name].to_pylist() for name in DOCUMENT_COLUMNS.names)
+            yield [Document(name, None, text, size) for name, text, size in zip(*columns, strict=True)]
 
 
 def iterate_texts(folder: Path) -> Iterator[list[str]]:
@@ -152,21 +155,45 @@ def iterate_texts(folder: Path) -> Iterator[list[str]]:
 
     Raises ArtifactError when the split is missing or a part of it is damaged.
     """
-    for group in _iterate_row_groups(folder, ["text"]):
-        yield group["text"].to_pylist()
+    for part in list_parts(folder):
+        yield from part.read()
 
 
-def _iterate_row_groups(folder: Path, columns: list[str]) -> Iterator[pa.Table]:
-    remedy = "run the prepare stage (dvc repro prepare), or fetch it (dvc pull)"
-    parts = sorted(folder.glob("part-*.parquet"))
-    if not parts:
-        raise ArtifactError(f"{folder} holds no documents: {remedy}")
-    for path in parts:
+@dataclass(frozen=True)
+class DocumentPart:
+    """One parquet file of a split: what one process works on at a time."""
+
+    path: Path
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self.path.stat().st_size
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file."""
+        return sha256_file(self.path)
+
+    def read(self) -> Iterator[list[str]]:
+        """The texts, a batch at a time. Raises ArtifactError for a damaged file."""
+        for group in self.read_groups(["text"]):
+            yield group["text"].to_pylist()
+
+    def read_groups(self, columns: list[str]) -> Iterator[pa.Table]:
+        """These columns, a row group at a time. Raises ArtifactError for a damaged file."""
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
                 for group in range(file.num_row_groups):
                     yield file.read_row_group(group, columns=columns)
         except (pa.ArrowInvalid, OSError) as error:
             if getattr(error, "errno", None) is not None:  # the system's refusal; pyarrow's own OSErrors have none
                 raise
-            raise ArtifactError(f"{path} is damaged ({' '.join(str(error).split())}): {remedy}") from None
+            raise ArtifactError(f"{self.path} is damaged ({' '.join(str(error).split())}): {REMEDY}") from None
+
+
+def list_parts(folder: Path) -> list[DocumentPart]:
+    """The parts of one prepared split, in order. Raises ArtifactError when it is missing."""
+    parts = [DocumentPart(path) for path in sorted(folder.glob("part-*.parquet"))]
+    if not parts:
+        raise ArtifactError(f"{folder} holds no documents: {REMEDY}")
+    return parts

@@ -75,8 +75,8 @@ class Tokenizer(ABC):
         ids: list[int] = self._encode_any(text).tolist()
         return ids
 
-    def encode_batch(self, texts: list[str]) -> list[Ids]:
-        """`encode` of each text, as arrays."""
+    def encode_batch(self, texts: list[str], threads: int | None = None) -> list[Ids]:  # noqa: ARG002
+        """`encode` of each text, as arrays; in as many threads as are of use (None: one on each core)."""
         return [self._encode_any(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:

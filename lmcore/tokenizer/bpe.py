@@ -1,7 +1,6 @@
 """Byte-level byte-pair encoding: fitted by tokenizers, encoded by tiktoken from the same ranks."""
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -15,6 +14,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from lmcore.tokenizer.base import END_OF_TEXT, Ids, Tokenizer, define, write_definition
 from lmcore.tokenizer.byte import BYTE_LEVEL, SYMBOLS, read_symbols, write_symbols
+from lmcore.workers import count_cores
 
 # Where merges stop: GPT-4's split (tiktoken's cl100k_base) with numbers cut after two digits, as nanochat found better
 # for small vocabularies.
@@ -82,9 +82,9 @@ class BpeTokenizer(Tokenizer):
                 return bool(definition == define_bpe(vocabulary, vocabulary[END_OF_TEXT], merges, pattern))
         return False
 
-    def encode_batch(self, texts: list[str]) -> list[Ids]:
-        """`encode` of each text, as arrays, a thread on each core: tiktoken releases the interpreter lock."""
-        threads = min(count_cores(), len(texts))
+    def encode_batch(self, texts: list[str], threads: int | None = None) -> list[Ids]:
+        """`encode` of each text, as arrays, in threads (None: one on each core): tiktoken works without the GIL."""
+        threads = min(threads or count_cores(), len(texts))
         if threads < 2:  # a thread of its own would cost a quarter of the speed
             return super().encode_batch(texts)
         with ThreadPoolExecutor(threads) as pool:
@@ -133,11 +133,6 @@ def list_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
         known = [(left, right) for left, right in pairs if left in ranks and right in ranks]
         merges += sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
     return merges
-
-
-def count_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_long_space(text: str) -> bool:

@@ -1,17 +1,26 @@
-"""Documents to token shards, as a stream."""
+"""Documents to token shards: parts of the text side by side, their tokens in order, resumed after a kill."""
 
-from collections.abc import Iterable, Mapping
+import fcntl
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from lmcore.errors import DataError
-from lmcore.files import write_folder, write_json
+from lmcore.files import fingerprint, read_json, write_folder, write_json
 from lmcore.params import Int, Section
+from lmcore.progress import BytesProgress
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokens.shards import MANIFEST, ShardWriter
+from lmcore.workers import map_in_processes
 
 
 class EncodeParams(Section):
@@ -20,20 +29,47 @@ class EncodeParams(Section):
     shard_tokens: Int = Field(ge=1)
 
 
+class TextPart(Protocol):
+    """Some of a split's documents, which one process encodes at a time; it can be pickled."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, for the progress bar."""
+
+    def fingerprint(self) -> str:
+        """The same for the same documents."""
+
+    def read(self) -> Iterator[list[str]]:
+        """The texts, a batch at a time."""
+
+
 def encode_splits(
-    params: EncodeParams, splits: Mapping[str, Iterable[list[str]]], tokenizer: Tokenizer, folder: Path
+    params: EncodeParams,
+    splits: Mapping[str, Sequence[TextPart]],
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    scratch: Path,
+    workers: int = 1,
 ) -> dict[str, int | float | str]:
     """Write the shards of every split and the manifest; the folder appears whole or not at all.
 
-    Returns the metrics: SPLIT_tokens of each, bytes_per_token over all of them, dtype. Raises DataError for a split
-    without text.
+    Encoded parts wait in `scratch` until all are there: a killed stage goes on from them. The result depends on the
+    documents and the tokenizer alone, not on `workers` or on what was killed. Returns the metrics: SPLIT_tokens of
+    each, bytes_per_token over all of them, dtype. Raises DataError for a split without text.
     """
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    with write_folder(folder) as partial:
-        entries = {
-            split: _encode_split(ShardWriter(partial, split, params.shard_tokens, dtype), split, texts, tokenizer)
-            for split, texts in splits.items()
-        }
+    total = sum(part.size for parts in splits.values() for part in parts)
+    key = fingerprint([tokenizer.fingerprint, *(part.fingerprint() for parts in splits.values() for part in parts)])
+    with reserve(scratch, key) as place, write_folder(folder) as new, BytesProgress("encode", total) as progress:
+        work = partial(encode_part, kind=type(tokenizer), artefact=tokenizer.artefact, dtype=dtype, place=place)
+        entries = {}
+        for split, parts in splits.items():
+            threads = 1 if min(workers, len(parts)) > 1 else workers
+            encoded = map_in_processes(partial(work, threads=threads), parts, workers)
+            counted = progress.follow(encoded, [part.size for part in parts])
+            writer = ShardWriter(new, split, params.shard_tokens, dtype)
+            entries[split] = join_parts(writer, split, counted, tokenizer.end_of_text)
         manifest = {
             "dtype": dtype,
             "vocab_size": tokenizer.vocab_size,
@@ -41,7 +77,7 @@ def encode_splits(
             "tokenizer": tokenizer.fingerprint,
             "splits": entries,
         }
-        write_json(partial / MANIFEST, manifest)
+        write_json(new / MANIFEST, manifest)
     total_bytes, total_tokens = (sum(entry[unit] for entry in entries.values()) for unit in ("bytes", "tokens"))
     return {
         **{f"{split}_tokens": entry["tokens"] for split, entry in entries.items()},
@@ -50,22 +86,102 @@ def encode_splits(
     }
 
 
-def _encode_split(writer: ShardWriter, split: str, texts: Iterable[list[str]], tokenizer: Tokenizer) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Texts:
+    """A part that is in memory."""
+
+    batches: Sequence[list[str]]
+
+    @property
+    def size(self) -> int:
+        """Characters, which will do."""
+        return sum(len(text) for batch in self.batches for text in batch)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all texts, each with its length."""
+        digest = sha256()
+        for text in (text.encode(errors="surrogatepass") for batch in self.batches for text in batch):
+            digest.update(len(text).to_bytes(8, "big"))
+            digest.update(text)
+        return digest.hexdigest()
+
+    def read(self) -> Iterator[list[str]]:
+        """The batches."""
+        return iter(self.batches)
+
+
+def encode_part(
+    part: TextPart, *, kind: type[Tokenizer], artefact: bytes, dtype: str, place: Path, threads: int | None
+) -> Path:
+    """The folder below `place` with the part's tokens, made unless it is there already: see `EncodedPart`."""
+    folder = place / part.fingerprint()
+    if folder.exists():
+        return folder
+    tokenizer = _restore(kind, artefact)
+    separator = np.array([tokenizer.end_of_text], dtype=dtype)
+    pieces: list[NDArray[Any]] = []
+    lengths: list[int] = []
+    size = 0
+    for batch in part.read():
+        for ids in tokenizer.encode_batch(batch, threads):
+            pieces += [separator] if lengths else []
+            pieces.append(ids.astype(dtype))
+            lengths.append(len(ids))
+            size += int(tokenizer.byte_lengths[ids].sum())
+    with write_folder(folder) as new:
+        np.save(new / "tokens.npy", np.concatenate([np.empty(0, dtype), *pieces]))
+        np.save(new / "lengths.npy", np.array(lengths, dtype=np.uint64))
+        write_json(new / "bytes.json", size)
+    return folder
+
+
+@lru_cache(maxsize=1)
+def _restore(kind: type[Tokenizer], artefact: bytes) -> Tokenizer:
+    return kind(artefact)
+
+
+def join_parts(writer: ShardWriter, split: str, parts: Iterable[Path], end_of_text: int) -> dict[str, Any]:
     """Write one split's shards, an end-of-text between documents only, and return its entry in the manifest."""
-    separator = np.array([tokenizer.end_of_text])
+    separator = np.array([end_of_text])
     tokens = documents = size = 0
     with writer:
-        for batch in texts:
-            for ids in tokenizer.encode_batch(batch):
-                if documents:
-                    writer.append(separator)
-                writer.append(ids)
-                documents += 1
-                tokens += len(ids)
-                size += int(tokenizer.byte_lengths[ids].sum())
+        for folder in parts:
+            lengths = np.load(folder / "lengths.npy")
+            if documents and len(lengths):
+                writer.append(separator)
+            writer.append(np.load(folder / "tokens.npy", mmap_mode="r"))
+            documents += len(lengths)
+            tokens += int(lengths.sum())
+            size += read_json(folder / "bytes.json", "")
     if not tokens:
         raise DataError(
             f"the {split} split holds no text: change prepare.validation_fraction, or give download more documents"
         )
     shards = writer.describe()
     return {"tokens": tokens + documents - 1, "documents": documents, "bytes": size, "shards": shards}
+
+
+@contextmanager
+def reserve(scratch: Path, key: str) -> Iterator[Path]:
+    """The folder scratch/key for this process alone, removed when the block ends well, with what others left behind.
+
+    A second process with the same key waits for the first.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    with (scratch / f"{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for other in scratch.glob("*.lock"):
+            if other.stem != key:
+                _remove_unless_held(other)
+        yield scratch / key
+        shutil.rmtree(scratch / key, ignore_errors=True)
+
+
+def _remove_unless_held(lock: Path) -> None:
+    """Remove the parts that a killed stage left, and that nobody has asked for since."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)

@@ -182,7 +182,7 @@ def test_data_own_is_taken_from_where_the_stage_runs(project, monkeypatch):
     manifest = read_manifest(project / "raw")
     assert (manifest["source"], manifest["licence"], manifest["files"][0]["path"]) == ("own", None, "a/b.txt")
     monkeypatch.chdir(copy)
-    with pytest.raises(DataError, match=r"^download.source=own: no files in data/own: put your text there; .*git add, dvc add"):
+    with pytest.raises(DataError, match=r"^download.source=own: no files in data/own: put .*git add, dvc add"):
         download(make_params(source="own"), copy / "raw")
 
 

@@ -6,12 +6,11 @@ import lzma
 from pathlib import Path
 
 import pytest
-from tiny import TINY_MODEL
+from tiny import TINY_MODEL, encode_texts
 
 from lmcore.model.folder import save_model
 from lmcore.model.gpt import GPT
 from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
-from lmcore.tokens.encode import EncodeParams, encode_splits
 from stages import evaluate
 
 DOCUMENTS = ["one day, a näive cat " * 40, "sat on the 日本 mat " * 30]
@@ -26,7 +25,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_model(Path("models/gpt"), GPT(TINY_MODEL, tokenizer.vocab_size), lineage={})
     tokenizer.save(Path("models/gpt"))
     splits = {"train": [["x"]], "validation": [DOCUMENTS]}
-    encode_splits(EncodeParams(shard_tokens=1000), splits, tokenizer, Path("data/tokens"))
+    encode_texts(1000, splits, tokenizer, Path("data/tokens"))
     Path("params.yaml").write_text("evaluate:\n  max_tokens:\n")
     return tmp_path
 

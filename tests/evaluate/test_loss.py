@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import GPT2_MODEL
+from tiny import GPT2_MODEL, encode_texts
 
 from lmcore.errors import ArtifactError, DataError, ParameterError
 from lmcore.evaluate.loss import EvaluateParams, Loss, measure_loss
@@ -16,7 +16,6 @@ from lmcore.params import parse_section
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
 from lmcore.tokens.batches import fixed_windows
-from lmcore.tokens.encode import EncodeParams, encode_splits
 from lmcore.tokens.shards import TokenShards
 
 CONTEXT_LENGTH = GPT2_MODEL.context_length
@@ -40,7 +39,7 @@ def tokenizer() -> Tokenizer:
 def shards(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> TokenShards:
     folder = tmp_path_factory.mktemp("tokens")
     splits = {"train": [["a b"]], "validation": [DOCUMENTS]}
-    encode_splits(EncodeParams(shard_tokens=50), splits, tokenizer, folder)
+    encode_texts(50, splits, tokenizer, folder)
     return TokenShards.open(folder, "validation")
 
 

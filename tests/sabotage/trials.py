@@ -13,12 +13,11 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from ruamel.yaml import YAML
-from tiny import TINY_MODEL, TINY_TRAIN, make_texts
+from tiny import TINY_MODEL, TINY_TRAIN, encode_texts, make_texts
 
 from lmcore.hardware import HardwareParams
 from lmcore.params import read_params
 from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
-from lmcore.tokens.encode import EncodeParams, encode_splits
 from lmcore.train.settings import TrainParams
 
 CHECKOUT = Path(__file__).parents[2]
@@ -45,7 +44,7 @@ class Project:
         tokenizer = train_tokenizer(TokenizerParams(kind="byte", vocab_size=None, name=None), splits["train"])
         (folder / "models" / "tokenizer").mkdir(parents=True)
         tokenizer.save(folder / "models" / "tokenizer")
-        encode_splits(EncodeParams(shard_tokens=1000), splits, tokenizer, folder / "data" / "tokens")
+        encode_texts(1000, splits, tokenizer, folder / "data" / "tokens")
         (folder / "dvc.yaml").touch()
         project = cls(folder)
         project.write_params(TRAIN)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import encode_texts
 
 from lmcore.errors import DataError
 from lmcore.tokenizer.bpe import BpeTokenizer
 from lmcore.tokens.batches import Batches, fixed_windows
-from lmcore.tokens.encode import EncodeParams, encode_splits
 from lmcore.tokens.shards import TokenShards
 
 TEXT = "".join(chr(0x100 + place) for place in range(1000))  # every character once: a token says where it was
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @cache
 def open_shards(folder: Path, tokens: int, shard_tokens: int = 17) -> TokenShards:
     path = folder / f"{tokens}-{shard_tokens}"
-    encode_splits(EncodeParams(shard_tokens=shard_tokens), {"train": [[TEXT[:tokens]]]}, TOKENIZER, path)
+    encode_texts(shard_tokens, {"train": [[TEXT[:tokens]]]}, TOKENIZER, path)
     shards = TokenShards.open(path, "train")
     assert shards.tokens == tokens
     return shards

@@ -1,19 +1,26 @@
 """Encoding documents: counts, separators, types, and nothing half-written."""
 
+import fcntl
 import json
-from collections.abc import Iterator
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import encode_texts
 
-from lmcore.errors import DataError
+from lmcore.corpus.documents import DocumentPart
+from lmcore.errors import ArtifactError, DataError, LmcoreError
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokenizer.bpe import BpeTokenizer
 from lmcore.tokenizer.byte import ByteTokenizer
-from lmcore.tokens.encode import EncodeParams, encode_splits
+from lmcore.tokens.encode import EncodeParams, TextPart, Texts, encode_splits
 from lmcore.tokens.shards import TokenShards
 
 BYTE = ByteTokenizer.create()
@@ -30,9 +37,7 @@ def test_documents_come_back_with_end_of_text_between_them_only(
 ) -> None:
     folder = tmp_path_factory.mktemp("encode") / "tokens"
     texts = ["start", *(text for batch in batches for text in batch)]
-    metrics = encode_splits(
-        EncodeParams(shard_tokens=shard_tokens), {"train": iter([["start"], *batches])}, tokenizer, folder
-    )
+    metrics = encode_texts(shard_tokens, {"train": iter([["start"], *batches])}, tokenizer, folder)
     shards = TokenShards.open(folder, "train")
     stream = shards.read(1, shards.tokens)
     assert tokenizer.decode(stream) == "<|endoftext|>".join(texts)
@@ -44,7 +49,7 @@ def test_documents_come_back_with_end_of_text_between_them_only(
 
 def test_both_splits_share_a_manifest(tmp_path: Path) -> None:
     splits = {"train": [["abc", "de"]], "validation": [["xy"]]}
-    metrics = encode_splits(EncodeParams(shard_tokens=4), splits, BYTE, tmp_path / "tokens")
+    metrics = encode_texts(4, splits, BYTE, tmp_path / "tokens")
     assert metrics == {"train_tokens": 6, "validation_tokens": 2, "bytes_per_token": 0.875, "dtype": "uint16"}
     manifest = json.loads((tmp_path / "tokens" / "manifest.json").read_text())
     assert manifest["tokenizer"] == BYTE.fingerprint
@@ -58,7 +63,7 @@ def test_both_splits_share_a_manifest(tmp_path: Path) -> None:
 def test_the_type_is_the_smallest_that_holds_the_vocabulary(tmp_path: Path, size: int, dtype: str) -> None:
     ranks = {BYTE.token_bytes(byte): byte for byte in range(256)}
     tokenizer = BpeTokenizer.from_ranks(ranks, BPE.pattern, end_of_text=size - 1)
-    metrics = encode_splits(EncodeParams(shard_tokens=99), {"train": [["a", "b"]]}, tokenizer, tmp_path / "tokens")
+    metrics = encode_texts(99, {"train": [["a", "b"]]}, tokenizer, tmp_path / "tokens")
     assert metrics["dtype"] == dtype == str(np.load(tmp_path / "tokens" / "train-00000.npy").dtype)
     assert TokenShards.open(tmp_path / "tokens", "train").read(0, 4).tolist() == [size - 1, 97, size - 1, 98]
 
@@ -66,25 +71,146 @@ def test_the_type_is_the_smallest_that_holds_the_vocabulary(tmp_path: Path, size
 @pytest.mark.parametrize("texts", [[], [[]], [[""]]])
 def test_a_split_without_text_is_a_data_error_and_leaves_nothing(tmp_path: Path, texts: list[list[str]]) -> None:
     with pytest.raises(DataError, match=r"the validation split holds no text: change prepare\.validation_fraction"):
-        encode_splits(EncodeParams(shard_tokens=9), {"train": [["a"]], "validation": texts}, BYTE, tmp_path / "tokens")
+        encode_texts(9, {"train": [["a"]], "validation": texts}, BYTE, tmp_path / "tokens")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_half_way_keeps_what_was_there(tmp_path: Path) -> None:
-    encode_splits(EncodeParams(shard_tokens=3), {"train": [["before"]]}, BYTE, tmp_path / "tokens")
+    encode_texts(3, {"train": [["before"]]}, BYTE, tmp_path / "tokens")
 
     def texts() -> Iterator[list[str]]:
         yield ["some text"]
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        encode_splits(EncodeParams(shard_tokens=3), {"train": texts()}, BYTE, tmp_path / "tokens")
+        encode_texts(3, {"train": texts()}, BYTE, tmp_path / "tokens")
     assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
     assert TokenShards.open(tmp_path / "tokens", "train").read(1, 6).tolist() == list(b"before")
 
 
 def test_the_same_documents_give_the_same_bytes(tmp_path: Path) -> None:
     for name, batches in (("one", [["a b", "c d", "e"]]), ("two", [["a b"], [], ["c d", "e"]])):
-        encode_splits(EncodeParams(shard_tokens=4), {"train": batches}, BPE, tmp_path / name)
+        encode_texts(4, {"train": batches}, BPE, tmp_path / name)
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+PARTS = [Texts([[f"{number} the cat sat on the mat 🙂" * 3, ""], ["and that cat"]]) for number in range(9)]
+SPLITS = {"train": [Texts([]), *PARTS[:7], Texts([[]])], "validation": PARTS[7:]}
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def encode(folder: Path, workers: int = 1, splits: Mapping[str, Sequence[TextPart]] = SPLITS) -> dict[str, bytes]:
+    encode_splits(
+        EncodeParams(shard_tokens=50), splits, BPE, folder / "tokens", scratch=folder / "scratch", workers=workers
+    )
+    return read_folder(folder / "tokens")
+
+
+def test_processes_and_parts_change_nothing(tmp_path: Path) -> None:
+    one = encode(tmp_path / "one")
+    assert encode(tmp_path / "three", workers=3) == one
+    whole = {split: [Texts([batch for part in parts for batch in part.read()])] for split, parts in SPLITS.items()}
+    assert encode(tmp_path / "whole", splits=whole) == one
+    assert not list((tmp_path / "three" / "scratch").glob("*/"))
+
+
+@dataclass(frozen=True)
+class Sabotaged:
+    """A part whose process dies while it reads it, as long as the file `alarm` is there."""
+
+    texts: Texts
+    alarm: Path
+    size: int = 1
+
+    def fingerprint(self) -> str:
+        return self.texts.fingerprint()
+
+    def read(self) -> Iterator[list[str]]:
+        yield from self.texts.read()
+        if self.alarm.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    reads = []
+    read = Texts.read
+
+    def counted(texts: Texts) -> Iterator[list[str]]:
+        reads.append(texts.fingerprint())
+        return read(texts)
+
+    monkeypatch.setattr(Texts, "read", counted)
+    return reads
+
+
+def test_a_killed_process_is_one_line_and_what_was_done_stays_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alarm = tmp_path / "alarm"
+    alarm.touch()
+    splits = {**SPLITS, "validation": [*PARTS[7:], Sabotaged(Texts([["last"]]), alarm)]}
+    with pytest.raises(LmcoreError, match=r"^one of 2 processes that work on the text was killed.* hardware\.workers"):
+        encode(tmp_path, workers=2, splits=splits)
+    assert not (tmp_path / "tokens").exists()
+    alarm.unlink()
+    reads = count_reads(monkeypatch)
+    again = encode(tmp_path, splits=splits)
+    assert not set(reads) & {part.fingerprint() for part in SPLITS["train"]}  # they waited in scratch
+    assert again == encode(tmp_path / "other", splits=splits)
+
+
+def test_a_killed_stage_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alarm = tmp_path / "alarm"
+    alarm.touch()
+    splits = {**SPLITS, "train": [*SPLITS["train"], Sabotaged(Texts([["last"]]), alarm)]}
+    process = multiprocessing.get_context("spawn").Process(target=encode, args=(tmp_path, 1, splits))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "tokens").exists()
+    alarm.unlink()
+    reads = count_reads(monkeypatch)
+    again = encode(tmp_path, splits=splits)
+    assert set(reads) == {part.fingerprint() for part in [*PARTS[7:], Texts([["last"]])]}
+    assert again == encode(tmp_path / "other", splits=splits)
+
+
+def test_what_an_abandoned_stage_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / "scratch" / "0123"
+    (left / "part").mkdir(parents=True)
+    held = tmp_path / "scratch" / "4567"
+    held.mkdir()
+    left.with_suffix(".lock").touch()
+    with held.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        encode(tmp_path)
+        assert held.exists()
+    assert not left.exists()
+
+
+def test_two_at_once_are_as_good_as_one(tmp_path: Path) -> None:
+    expected = encode(tmp_path / "one")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=encode_into, args=(tmp_path, name)) for name in ("a", "b", "c")]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert all(read_folder(tmp_path / name) == expected for name in ("a", "b", "c"))
+
+
+def encode_into(folder: Path, name: str) -> None:
+    """As two experiments in one project: each its own output, the same scratch."""
+    encode_splits(EncodeParams(shard_tokens=50), SPLITS, BPE, folder / name, scratch=folder / "scratch")
+
+
+def test_what_a_worker_refuses_is_refused_here(tmp_path: Path) -> None:
+    parts = [*PARTS[:3], DocumentPart(tmp_path / "part-00000.parquet")]
+    (tmp_path / "part-00000.parquet").write_bytes(b"nothing")
+    with pytest.raises(ArtifactError, match=r"part-00000\.parquet is damaged"):
+        encode(tmp_path, workers=2, splits={"train": parts})

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import encode_texts
 
 from lmcore.errors import ArtifactError
 from lmcore.files import sha256_file
 from lmcore.tokenizer.byte import ByteTokenizer
 from lmcore.tokenizer.char import CharTokenizer
-from lmcore.tokens.encode import EncodeParams, encode_splits
 from lmcore.tokens.shards import ShardWriter, TokenShards
 
 TEXT = "abcdefghijklmnopqrstuvw"  # 23 tokens
@@ -23,7 +23,7 @@ TEXT = "abcdefghijklmnopqrstuvw"  # 23 tokens
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The train split of TEXT in shards of 10, 10 and 3 byte tokens."""
-    encode_splits(EncodeParams(shard_tokens=10), {"train": [[TEXT]]}, ByteTokenizer.create(), tmp_path / "tokens")
+    encode_texts(10, {"train": [[TEXT]]}, ByteTokenizer.create(), tmp_path / "tokens")
     return tmp_path / "tokens"
 
 
@@ -80,7 +80,7 @@ def test_reading_outside_the_stream_is_our_own_mistake(folder: Path, start: int,
 def test_the_fingerprint_is_the_tokens(folder: Path, tmp_path: Path) -> None:
     for name, text in (("same", TEXT), ("other", TEXT[::-1])):
         splits = {"train": [[text]], "validation": [["x"]]}
-        encode_splits(EncodeParams(shard_tokens=10), splits, ByteTokenizer.create(), tmp_path / name)
+        encode_texts(10, splits, ByteTokenizer.create(), tmp_path / name)
     first = TokenShards.open(folder, "train").fingerprint
     assert TokenShards.open(tmp_path / "same", "train").fingerprint == first
     assert TokenShards.open(tmp_path / "other", "train").fingerprint != first
