@@ -1,6 +1,7 @@
 """Documents: what passes through the prepare stage, written to parquet and read back, a bounded batch at a time."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
@@ -14,11 +15,12 @@ from lmcore.files import sha256_file
 REMEDY = "run the prepare stage (dvc repro prepare), or fetch it (dvc pull)"
 BATCH_ROWS = 10_000
 BATCH_CHARACTERS = 1 << 24
-PART_BYTES = 64 << 20  # of text in one parquet file
+PART_BYTES = 32 << 20  # of text in one parquet file, which one process works on at a time
 EXCERPT_CHARACTERS = 80
 
 # large_string counts in 64 bits: a batch may hold more than 2 GiB.
 DOCUMENT_COLUMNS = pa.schema([("id", pa.large_string()), ("text", pa.large_string()), ("bytes", pa.int64())])
+TEXT_COLUMN = DOCUMENT_COLUMNS.get_field_index("text")
 REJECTION_COLUMNS = pa.schema(
     [
         *(("file", pa.string()), ("row", pa.int64()), ("reason", pa.string())),
@@ -167,8 +169,10 @@ class DocumentPart:
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
-        return self.path.stat().st_size
+        """Bytes of text, as the file itself tells. Raises ArtifactError for a damaged file."""
+        with self._opened() as file:
+            groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+            return sum(group.column(TEXT_COLUMN).total_uncompressed_size for group in groups)
 
     def fingerprint(self) -> str:
         """SHA-256 of the file."""
@@ -181,10 +185,15 @@ class DocumentPart:
 
     def read_groups(self, columns: list[str]) -> Iterator[pa.Table]:
         """These columns, a row group at a time. Raises ArtifactError for a damaged file."""
+        with self._opened() as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=columns)
+
+    @contextmanager
+    def _opened(self) -> Iterator[pq.ParquetFile]:
         try:
             with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
-                for group in range(file.num_row_groups):
-                    yield file.read_row_group(group, columns=columns)
+                yield file
         except (pa.ArrowInvalid, OSError) as error:
             if getattr(error, "errno", None) is not None:  # the system's refusal; pyarrow's own OSErrors have none
                 raise
