@@ -107,7 +107,9 @@ def encode(text: str, folder: Path) -> TokenDataset:
     """Characters as tokens, the last tenth for validation."""
     end = len(text) * 9 // 10
     splits = {"train": [[text[:end]]], "validation": [[text[end:]]]}
-    tokenizer = train_tokenizer(TokenizerParams(kind="char", vocab_size=None, name=None), splits["train"])
+    tokenizer = train_tokenizer(
+        TokenizerParams(kind="char", vocab_size=None, name=None, max_bytes=None), splits["train"]
+    )
     parts = {split: [Texts(batches)] for split, batches in splits.items()}
     encode_splits(EncodeParams(shard_tokens=10_000_000), parts, tokenizer, folder / "tokens", scratch=folder / "parts")
     return open_dataset(folder / "tokens", tokenizer)

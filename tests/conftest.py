@@ -25,7 +25,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
     """Two splits of byte tokens, read-only."""
     folder: Path = tmp_path_factory.mktemp("dataset")
     splits = {"train": [make_texts(40, 1)], "validation": [make_texts(8, 2)]}
-    tokenizer = train_tokenizer(TokenizerParams(kind="byte", vocab_size=None, name=None), splits["train"])
+    tokenizer = train_tokenizer(
+        TokenizerParams(kind="byte", vocab_size=None, name=None, max_bytes=None), splits["train"]
+    )
     (folder / "tokenizer").mkdir()
     tokenizer.save(folder / "tokenizer")
     encode_texts(1000, splits, tokenizer, folder / "tokens")

@@ -348,14 +348,16 @@ def test_vocabularies() -> None:
     assert sorted(PUBLISHED_VOCABULARIES) == list_pretrained()
     kinds = {"bpe": 300, "byte": 257, "char": 322, "pretrained": 50_257}
     for kind, expected in kinds.items():
-        params = TokenizerParams.model_validate({"kind": kind, "vocab_size": 300, "name": "gpt2"})
+        params = TokenizerParams.model_validate({"kind": kind, "vocab_size": 300, "name": "gpt2", "max_bytes": None})
         assert expect_vocabulary(params) == expected
 
 
 def test_the_vocabulary_of_a_folder_is_read(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(TokenizerParams(kind="bpe", vocab_size=270, name=None), [["the cat sat on the mat"]])
+    tokenizer = train_tokenizer(
+        TokenizerParams(kind="bpe", vocab_size=270, name=None, max_bytes=None), [["the cat sat on the mat"]]
+    )
     tokenizer.save(tmp_path)
-    params = TokenizerParams(kind="pretrained", vocab_size=None, name=f"{tmp_path}")
+    params = TokenizerParams(kind="pretrained", vocab_size=None, name=f"{tmp_path}", max_bytes=None)
     assert expect_vocabulary(params) == tokenizer.vocab_size
 
 

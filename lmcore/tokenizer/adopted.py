@@ -1,5 +1,6 @@
 """Byte-level BPE tokenizers that others made, such as GPT-2's in its Hugging Face folder."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ import tokenizers
 from tiktoken_ext import openai_public
 
 from lmcore.errors import ArtifactError
-from lmcore.tokenizer.base import END_OF_TEXT, SAMPLE_TEXTS
+from lmcore.tokenizer.base import END_OF_TEXT, SAMPLE_TEXTS, define
 from lmcore.tokenizer.bpe import BpeTokenizer
-from lmcore.tokenizer.byte import BYTES, read_symbols
+from lmcore.tokenizer.byte import BYTE_LEVEL, BYTES, read_symbols
 from lmcore.tokenizer.pretrained import portable_pattern
 
 # What Oniguruma, which tokenizers cuts text with, and tiktoken's regular expressions read alike: classes of characters
@@ -19,8 +20,25 @@ from lmcore.tokenizer.pretrained import portable_pattern
 PORTABLE = re.compile(r"(\\[pP]\{\w+\}|\\[sSrnt]|\\[^\w\s]|\[\^?|\(\?(i?:|!)|\(|[^\\\[(^$}]|\}(?!\+))*")
 
 
+# Vocabulary and merges in two files, as GPT-2 came and as Hugging Face named them; pieces are cut as GPT-2 does.
+PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+GPT2_CUT = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def find_pair(folder: Path) -> tuple[Path, Path] | None:
+    """The vocabulary and the merges in `folder`, if they are there as two files."""
+    pairs = ((folder / vocabulary, folder / merges) for vocabulary, merges in PAIRS)
+    return next((pair for pair in pairs if all(path.exists() for path in pair)), None)
+
+
+def define_pair(vocabulary: dict[str, int], merges: str) -> dict[str, Any]:
+    """The tokenizer.json of GPT-2's two files. Raises LookupError without end-of-text."""
+    pairs = [line.split(" ") for line in merges.splitlines() if line and not line.startswith("#version")]
+    return define(vocabulary, vocabulary[END_OF_TEXT], merges=pairs, pre_tokenizer=GPT2_CUT, decoder=BYTE_LEVEL)
+
+
 def adopt_tokenizer(path: Path, definition: Any) -> BpeTokenizer:
-    """The BpeTokenizer with the ids of the tokenizer.json `path`, which holds `definition`.
+    """The BpeTokenizer with the ids of the tokenizer.json `definition`, which lies in the file `path`.
 
     Of its special tokens only end-of-text is kept. Raises ArtifactError, with the reason, where there is no such
     tokenizer; ValueError and its like for a damaged file.
@@ -28,7 +46,7 @@ def adopt_tokenizer(path: Path, definition: Any) -> BpeTokenizer:
     if obstacle := find_obstacle(definition):
         raise ArtifactError(f"{path} {obstacle}: it must be one that lmcore made, or byte-level BPE like GPT-2's")
     try:
-        original = tokenizers.Tokenizer.from_file(str(path))
+        original = tokenizers.Tokenizer.from_str(json.dumps(definition))
     except Exception as error:  # the library has no other
         raise ValueError(error) from None
     special = {token["content"] for token in definition["added_tokens"]}

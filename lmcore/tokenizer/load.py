@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from lmcore.errors import ArtifactError, DataError
 from lmcore.files import named_path, read_json
 from lmcore.params import Int, Section
-from lmcore.tokenizer.adopted import adopt_tokenizer
+from lmcore.tokenizer.adopted import adopt_tokenizer, define_pair, find_pair
 from lmcore.tokenizer.base import FILE_NAME, Tokenizer
 from lmcore.tokenizer.bpe import SMALLEST_VOCABULARY, BpeTokenizer
 from lmcore.tokenizer.byte import ByteTokenizer
@@ -21,11 +21,15 @@ REMEDY = "run the train_tokenizer stage (dvc repro train_tokenizer), or fetch it
 
 
 class TokenizerParams(Section):
-    """Which tokenizer. `vocab_size` is read by bpe alone and `name` by pretrained alone: the others have their own."""
+    """Which tokenizer. `vocab_size` is read by bpe alone and `name` by pretrained alone: the others have their own.
+
+    `max_bytes` of the training text are looked at, by a fair sample.
+    """
 
     kind: Literal["bpe", "char", "byte", "pretrained"]
     vocab_size: Int | None
     name: str | None
+    max_bytes: Annotated[Int, Field(ge=1)] | None
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
@@ -65,8 +69,12 @@ def is_folder(name: str | None) -> bool:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in `folder`, ours or another's. Raises ArtifactError for a missing, damaged or unsuitable file."""
     path = folder / FILE_NAME
-    definition = read_json(path, REMEDY)
+    pair = None if path.exists() else find_pair(folder)
     try:
+        if pair is not None:
+            path = pair[0]
+            return adopt_tokenizer(path, define_pair(read_json(path, REMEDY), pair[1].read_text(encoding="utf-8")))
+        definition = read_json(path, REMEDY)
         for kind in (ByteTokenizer, CharTokenizer, BpeTokenizer):
             if kind.has_written(definition):
                 return kind(path.read_bytes())

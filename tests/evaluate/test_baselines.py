@@ -20,7 +20,7 @@ TEXT = " ".join(WORDS).encode()
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return train_tokenizer(
-        TokenizerParams(kind="bpe", vocab_size=300, name=None), [["the cat and the hat, näive 日本"]]
+        TokenizerParams(kind="bpe", vocab_size=300, name=None, max_bytes=None), [["the cat and the hat, näive 日本"]]
     )
 
 

@@ -21,7 +21,7 @@ TEXT = "".join(DOCUMENTS).encode()
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with all that the stage reads, as the working directory."""
     monkeypatch.chdir(tmp_path)
-    tokenizer = train_tokenizer(TokenizerParams(kind="bpe", vocab_size=280, name=None), [DOCUMENTS])
+    tokenizer = train_tokenizer(TokenizerParams(kind="bpe", vocab_size=280, name=None, max_bytes=None), [DOCUMENTS])
     save_model(Path("models/gpt"), GPT(TINY_MODEL, tokenizer.vocab_size), lineage={})
     tokenizer.save(Path("models/gpt"))
     splits = {"train": [["x"]], "validation": [DOCUMENTS]}

@@ -32,7 +32,7 @@ def build_model(vocab_size: int = 257) -> GPT:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(TokenizerParams(kind="byte", vocab_size=None, name=None), [])
+    return train_tokenizer(TokenizerParams(kind="byte", vocab_size=None, name=None, max_bytes=None), [])
 
 
 @pytest.fixture(scope="module")

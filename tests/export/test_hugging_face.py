@@ -36,7 +36,7 @@ CORPUS = {"source": "stdlib", "licence": "PSF-2.0"}
 
 def write_model(folder: Path, choices: dict[str, Any], kind: str = "byte") -> GPT:
     """A model of random weights, biases and gains, saved with a tokenizer as the train stage does."""
-    settings = {"kind": kind, "vocab_size": 300 if kind == "bpe" else None, "name": None}
+    settings = {"kind": kind, "vocab_size": 300 if kind == "bpe" else None, "name": None, "max_bytes": None}
     tokenizer = train_tokenizer(TokenizerParams.model_validate(settings), [TEXT])
     shape = {"n_layers": 2, "n_heads": 4, "n_kv_heads": None, "d_model": 32, "d_ff": None, "context_length": 48}
     params = ModelParams.model_validate(

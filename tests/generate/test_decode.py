@@ -54,7 +54,7 @@ def recompute(model: GPT, prompt: Sequence[int], count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(TokenizerParams(kind="byte", vocab_size=None, name=None), [])
+    return train_tokenizer(TokenizerParams(kind="byte", vocab_size=None, name=None, max_bytes=None), [])
 
 
 def build_params(prompts: list[str], **changes: object) -> SampleParams:

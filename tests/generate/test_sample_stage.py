@@ -30,7 +30,7 @@ sample:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with all that the stage reads, as the working directory."""
     monkeypatch.chdir(tmp_path)
-    tokenizer = train_tokenizer(TokenizerParams(kind="char", vocab_size=None, name=None), [["abc abd"]])
+    tokenizer = train_tokenizer(TokenizerParams(kind="char", vocab_size=None, name=None, max_bytes=None), [["abc abd"]])
     save_model(Path("models/gpt"), GPT(TINY_MODEL, tokenizer.vocab_size), lineage={})
     tokenizer.save(Path("models/gpt"))
     Path("params.yaml").write_text(PARAMS, encoding="utf-8")

@@ -41,7 +41,9 @@ class Project:
     @classmethod
     def create(cls, folder: Path) -> "Project":
         splits = {"train": [make_texts(40, 1)], "validation": [make_texts(8, 2)]}
-        tokenizer = train_tokenizer(TokenizerParams(kind="byte", vocab_size=None, name=None), splits["train"])
+        tokenizer = train_tokenizer(
+            TokenizerParams(kind="byte", vocab_size=None, name=None, max_bytes=None), splits["train"]
+        )
         (folder / "models" / "tokenizer").mkdir(parents=True)
         tokenizer.save(folder / "models" / "tokenizer")
         encode_texts(1000, splits, tokenizer, folder / "data" / "tokens")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lmcore.errors import ArtifactError
+from lmcore.tokenizer.adopted import PAIRS
 from lmcore.tokenizer.base import SAMPLE_TEXTS
 from lmcore.tokenizer.bpe import PATTERN, BpeTokenizer
 from lmcore.tokenizer.load import load_tokenizer
@@ -92,6 +93,27 @@ def test_gpt2s_file_is_tiktoken_s_gpt2(tmp_path: Path) -> None:
     pairs["model"]["merges"] = [" ".join(pair) for pair in pairs["model"]["merges"]]  # as older versions wrote them
     del pairs["pre_tokenizer"]["use_regex"]
     assert adopt(pairs, tmp_path).fingerprint == adopted.fingerprint
+
+
+@pytest.mark.parametrize("names", PAIRS)
+def test_vocabulary_and_merges_may_be_two_files(names: tuple[str, str], tmp_path: Path) -> None:
+    definition = json.loads(fit().to_str())
+    whole = adopt(definition, tmp_path)
+    (tmp_path / "two").mkdir()
+    vocabulary, merges = (tmp_path / "two" / name for name in names)
+    vocabulary.write_text(json.dumps({**definition["model"]["vocab"], END: whole.end_of_text}))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in definition["model"]["merges"]), ""]
+    merges.write_text("\n".join(lines), encoding="utf-8")
+    assert load_tokenizer(tmp_path / "two").fingerprint == whole.fingerprint
+    merges.write_text("\n".join(reversed(lines)), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=rf"{names[0]} has merges that do not follow from its ids"):
+        load_tokenizer(tmp_path / "two")
+    vocabulary.write_text(json.dumps(definition["model"]["vocab"] | {"a": 0}))
+    with pytest.raises(ArtifactError, match=rf"{names[0]} (is damaged|has)"):
+        load_tokenizer(tmp_path / "two")
+    merges.unlink()
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json does not exist"):
+        load_tokenizer(tmp_path / "two")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ TEXTS = [["the cat sat on the mat; the end", "émigré"], ["a cat"]]
 
 def params(**changes: Any) -> TokenizerParams:
     return parse_section(
-        TokenizerParams, "train_tokenizer", {"kind": "bpe", "vocab_size": 300, "name": None, **changes}
+        TokenizerParams,
+        "train_tokenizer",
+        {"kind": "bpe", "vocab_size": 300, "name": None, "max_bytes": None, **changes},
     )
 
 

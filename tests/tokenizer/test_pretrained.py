@@ -43,7 +43,7 @@ def published_encoding(name: str) -> tiktoken.Encoding:
 def build(name: str) -> BpeTokenizer:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiktoken, "get_encoding", published_encoding)
-        return train_tokenizer(TokenizerParams(kind="pretrained", vocab_size=None, name=name), [])
+        return train_tokenizer(TokenizerParams(kind="pretrained", vocab_size=None, name=name, max_bytes=None), [])
 
 
 @pytest.mark.parametrize("name", END_OF_TEXT_IDS)

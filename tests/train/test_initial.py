@@ -111,7 +111,7 @@ def test_another_shape_is_refused(
 def test_another_tokenizer_and_a_missing_folder_are_refused(tmp_path: Path, dataset: TokenDataset) -> None:
     save_base(tmp_path / "base", dataset)
     model = GPT(TINY_MODEL, dataset.train.vocab_size, seed=9)
-    other = train_tokenizer(TokenizerParams(kind="char", vocab_size=None, name=None), [["abc"]])
+    other = train_tokenizer(TokenizerParams(kind="char", vocab_size=None, name=None, max_bytes=None), [["abc"]])
     with pytest.raises(ArtifactError, match=r"its tokenizer \(257 entries.* is not the one that encoded the text"):
         load_initial_weights(model, str(tmp_path / "base"), other)
     with pytest.raises(ParameterError, match=r"^train\.init_from=.*none is not a folder"):

@@ -1,0 +1,46 @@
+"""Laws of the sample that a tokenizer is trained on."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmcore.corpus import sample
+from lmcore.corpus.sample import sample_texts
+
+TEXTS = [f"document {number} {random.Random(number).random()}" * 20 for number in range(4000)]
+SIZE = sum(map(len, TEXTS))
+
+
+@given(st.lists(st.lists(st.text())), st.none() | st.integers(100, 10**12))
+def test_a_small_text_is_taken_whole(batches: list[list[str]], limit: int | None) -> None:
+    assert list(sample_texts(batches, min(100, limit or 100), limit)) == batches
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
+def test_it_has_about_the_size_that_was_asked(share: float) -> None:
+    chosen = [text for batch in sample_texts([TEXTS], SIZE, int(share * SIZE)) for text in batch]
+    assert sum(map(len, chosen)) == pytest.approx(share * SIZE, rel=0.1 / share**0.5)
+    assert set(chosen) <= set(TEXTS)
+
+
+def test_order_and_batches_do_not_matter() -> None:
+    shuffled = random.Random(1).sample(TEXTS, len(TEXTS))
+    one = [text for batch in sample_texts([TEXTS], SIZE, SIZE // 3) for text in batch]
+    cut = [shuffled[start : start + 7] for start in range(0, len(shuffled), 7)]
+    other = [text for batch in sample_texts(cut, SIZE, SIZE // 3) for text in batch]
+    assert sorted(one) == sorted(other)
+
+
+def test_a_larger_sample_holds_the_smaller_one() -> None:
+    small, large = ({text for batch in sample_texts([TEXTS], SIZE, SIZE // n) for text in batch} for n in (5, 2))
+    assert small < large
+
+
+def test_one_long_text_is_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "BLOCK_CHARACTERS", 50)
+    whole = "".join(TEXTS)
+    chosen = [block for batch in sample_texts([[whole]], SIZE, SIZE // 4) for block in batch]
+    assert sum(map(len, chosen)) == pytest.approx(SIZE / 4, rel=0.05)
+    assert all(block in whole for block in chosen[:50])
