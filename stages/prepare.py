@@ -6,12 +6,15 @@ from lmcore.corpus.prepare import PrepareParams, prepare
 from lmcore.errors import report_errors
 from lmcore.files import write_json
 from lmcore.params import read_section
+from lmcore.plots import draw_corpus
 
 
 def main() -> None:
-    """Make data/documents and the stage's metrics."""
+    """Make data/documents, the stage's metrics and a picture of them."""
     params = read_section(PrepareParams, "prepare")
-    metrics = prepare(params, Path("data/raw"), Path("data/documents"))
+    metrics, lengths = prepare(params, Path("data/raw"), Path("data/documents"))
+    outcomes = {"kept": metrics["kept"], "duplicate": metrics["duplicates"], **metrics["rejected"]}
+    draw_corpus(lengths, outcomes, Path("reports/plots/corpus.svg"))
     write_json(Path("reports/metrics/prepare.json"), metrics)
 
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lmcore.plots import average, draw_training, select
+from lmcore.plots import average, draw_corpus, draw_training, select
 
 
 def training_rows(count: int, evaluate_every: int) -> list[dict[str, Any]]:
@@ -54,3 +54,14 @@ def test_long_lines_are_thinned() -> None:
     assert select([1, 2, 3, 4], [8, 6, 4, 2], 2) == ([2, 4], [6, 2])
     assert average([1, 2], [8, 6], 2) == select([1, 2], [8, 6], 2) == ([1, 2], [8, 6])
     assert average([], [], 2) == select([], [], 2) == ([], [])
+
+
+@pytest.mark.parametrize("lengths", [{1: 1}, {64: 10, 1 << 20: 3}, {1 << power: power for power in range(30)}])
+def test_a_corpus_is_a_picture_and_the_same_bytes(tmp_path: Path, lengths: dict[int, int]) -> None:
+    outcomes = {"kept": sum(lengths.values()), "duplicate": 0, "too_short": 7}
+    draw_corpus(lengths, outcomes, tmp_path / "first.svg")
+    draw_corpus(lengths, outcomes, tmp_path / "second.svg")
+    content = (tmp_path / "first.svg").read_bytes()
+    assert content == (tmp_path / "second.svg").read_bytes()
+    ElementTree.fromstring(content)
+    assert len(content) < 100_000

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from unicodedata import normalize
 
 from pydantic import Field, model_validator
 
@@ -40,6 +41,9 @@ class PrepareParams(Section):
     min_characters: Annotated[Int, Field(ge=0)]
     max_characters: Int | None
     max_rejected_fraction: Annotated[float, Field(ge=0, le=1)]
+    max_leakage: Annotated[float, Field(ge=0, le=1)] | None
+    unicode: Literal["as_is", "nfc"]
+    newlines: Literal["as_is", "unix"]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -51,11 +55,13 @@ class PrepareParams(Section):
         return self
 
 
-def prepare(params: PrepareParams, raw: Path, folder: Path) -> dict[str, Any]:
+def prepare(params: PrepareParams, raw: Path, folder: Path) -> tuple[dict[str, Any], dict[int, int]]:
     """Make `folder`: {train,validation}/part-*.parquet with the kept documents, rejected.parquet with the others.
 
-    Returns the stage's metrics. Memory holds a batch of documents, and of every kept one its id and a 16-byte digest.
-    Raises DataError when too much is rejected, nothing is kept, or a split is empty; nothing is written then.
+    Returns the stage's metrics, and how many of the kept documents have from so many characters to twice as many, by
+    that power of two. Memory holds a batch of documents, and of every kept one its id and a 16-byte digest. Raises
+    DataError when too much is rejected, nothing is kept, a split is empty, or too much of the validation text occurs in
+    the training text; nothing is written then.
     """
     with write_folder(folder) as partial:
         with (
@@ -74,7 +80,12 @@ def prepare(params: PrepareParams, raw: Path, folder: Path) -> dict[str, Any]:
         cleaner.require_enough()
         _require_both(params, train.documents, validation.documents)
         leakage = measure_leakage(iterate_texts(partial / "validation"), iterate_texts(partial / "train"))
-    return {
+        if params.max_leakage is not None and leakage > params.max_leakage:
+            raise DataError(
+                f"{leakage:.2%} of validation's sequences of 13 words occur in the training text, more than "
+                f"prepare.max_leakage={params.max_leakage:g} allows: remove near copies, or raise that limit"
+            )
+    metrics = {
         "documents": cleaner.documents,
         "kept": cleaner.kept,
         "rejected": dict(sorted(cleaner.rejected.items())),
@@ -85,6 +96,7 @@ def prepare(params: PrepareParams, raw: Path, folder: Path) -> dict[str, Any]:
         "validation_bytes": validation.bytes,
         "leakage": leakage,
     }
+    return metrics, dict(sorted(cleaner.lengths.items()))
 
 
 class Cleaner:
@@ -93,6 +105,7 @@ class Cleaner:
     def __init__(self, params: PrepareParams, listing: Path) -> None:
         self.documents = self.kept = self.duplicates = 0
         self.rejected: Counter[str] = Counter()
+        self.lengths: Counter[int] = Counter()  # of the kept ones, in characters, rounded down to a power of two
         self._params = params
         self._examples: list[str] = []
         self._seen: dict[bytes, str] = {}  # digest of a text -> id of the first document that has it
@@ -107,14 +120,26 @@ class Cleaner:
 
     def clean(self, items: Iterable[Document | Rejection]) -> Iterator[list[Document]]:
         """The documents to keep, in order, a batch at a time. All others go to the listing with their reasons."""
-        for some in batch(items):
+        for some in batch(map(self._normalise, items)):
             reasons = iter(find_reasons([item for item in some if isinstance(item, Document)], self._schema))
             outcomes = [self._judge(item, next(reasons)) if isinstance(item, Document) else item for item in some]
             kept = [outcome for outcome in outcomes if isinstance(outcome, Document)]
             self._record([outcome for outcome in outcomes if isinstance(outcome, Rejection)])
             self.documents += len(some)
             self.kept += len(kept)
+            self.lengths.update(1 << len(document.text).bit_length() - 1 for document in kept)
             yield kept
+
+    def _normalise(self, item: Document | Rejection) -> Document | Rejection:
+        """The document as the parameters want its text; as published unless they say otherwise."""
+        if isinstance(item, Rejection):
+            return item
+        text = item.text
+        if self._params.newlines == "unix":
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        if self._params.unicode == "nfc":
+            text = normalize("NFC", text)
+        return item if text == item.text else Document.of(item.file, text, item.row)
 
     def _judge(self, document: Document, reason: str | None) -> Document | Rejection:
         if reason is not None:

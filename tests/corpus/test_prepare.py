@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -28,6 +29,9 @@ def make_params(**values: object) -> PrepareParams:
         "min_characters": 1,
         "max_characters": None,
         "max_rejected_fraction": 1.0,
+        "max_leakage": None,
+        "unicode": "as_is",
+        "newlines": "as_is",
     }
     return parse_section(PrepareParams, "prepare", defaults | values)
 
@@ -58,7 +62,7 @@ REASONS = {"empty", "not_utf8", "unsupported_format", "nul_byte", "too_short", "
 
 def test_everything_is_accounted_for(make_raw, tmp_path):
     params = make_params(min_characters=3, max_characters=100)
-    metrics = prepare(params, make_raw(MIXED), tmp_path / "documents")
+    metrics, lengths = prepare(params, make_raw(MIXED), tmp_path / "documents")
     train, validation = (read_split(tmp_path / "documents" / name) for name in ("train", "validation"))
     kept = "first text\r\nwith\x0c form feed\n", "second téxt", "third text"
     assert "".join([*train.values(), *validation.values()]) == "".join(kept)
@@ -73,6 +77,7 @@ def test_everything_is_accounted_for(make_raw, tmp_path):
         "validation_bytes": len("".join(kept).encode()) - 24,
         "leakage": 0.0,
     }
+    assert lengths == {8: 2, 16: 1}
     assert sorted(read_bytes(tmp_path / "documents")) == [
         "rejected.parquet",
         "train/part-00000.parquet",
@@ -106,13 +111,14 @@ contents = st.one_of(st.binary(max_size=5), st.text(max_size=9).map(str.encode),
 def test_laws(make_raw, tmp_path_factory, files, split):
     folder = tmp_path_factory.mktemp("laws") / "documents"
     try:
-        metrics = prepare(make_params(split=split), make_raw(files), folder)
+        metrics, lengths = prepare(make_params(split=split), make_raw(files), folder)
     except DataError:
         assert not folder.exists()
         return
     listed = Counter(pq.read_table(folder / "rejected.parquet")["reason"].to_pylist())
     assert metrics["duplicates"] == listed.pop("duplicate", 0)
     assert metrics["rejected"] == listed
+    assert sum(lengths.values()) == metrics["kept"]
     assert len(files) == metrics["documents"] == metrics["kept"] + listed.total() + metrics["duplicates"]
     splits = {name: read_split(folder / name) for name in ("train", "validation")}
     for name, texts in splits.items():
@@ -134,13 +140,48 @@ def test_twice_gives_the_same_bytes(make_raw, tmp_path, split, monkeypatch):
     metrics = [prepare(make_params(split=split), raw, tmp_path / name) for name in ("one", "two")]
     assert metrics[0] == metrics[1]
     assert read_bytes(tmp_path / "one") == read_bytes(tmp_path / "two")
-    assert metrics[0]["duplicates"] == 10  # far apart, in other batches
+    assert metrics[0][0]["duplicates"] == 10  # far apart, in other batches
 
 
 def test_overlap_of_the_splits_is_measured(make_raw, tmp_path):
     words = b" ".join(b"word%d" % number for number in range(100))
-    metrics = prepare(make_params(), make_raw({"a.txt": words, "b.txt": words + b" end"}), tmp_path / "documents")
+    metrics, _ = prepare(make_params(), make_raw({"a.txt": words, "b.txt": words + b" end"}), tmp_path / "documents")
     assert 0.9 < metrics["leakage"] < 1
+    shutil.rmtree(tmp_path / "documents")
+    with pytest.raises(DataError, match=r"^9.* of validation's .*more than prepare\.max_leakage=0\.5 allows: remove"):
+        prepare(make_params(max_leakage=0.5), tmp_path / "raw", tmp_path / "documents")
+    assert not (tmp_path / "documents").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({}, "e\u0301\r\nb\rc\n"),
+        ({"unicode": "nfc"}, "\u00e9\r\nb\rc\n"),
+        ({"newlines": "unix"}, "e\u0301\nb\nc\n"),
+        ({"unicode": "nfc", "newlines": "unix"}, "\u00e9\nb\nc\n"),
+    ],
+)
+def test_text_is_as_published_unless_asked(make_raw, tmp_path, values, text):
+    raw = make_raw({"a.txt": "e\u0301\r\nb\rc\n".encode(), "b.txt": "\u00e9\nb\nc\n".encode(), "c.txt": b"other" * 3})
+    metrics, _ = prepare(make_params(split="tail", **values), raw, tmp_path / "documents")
+    train, validation = (read_split(tmp_path / "documents" / name) for name in ("train", "validation"))
+    both = "".join([*train.values(), *validation.values()])
+    assert both.startswith(text)
+    assert metrics["duplicates"] == (text == "\u00e9\nb\nc\n")
+    assert metrics["train_bytes"] + metrics["validation_bytes"] == len(both.encode())
+
+
+def test_rows_of_a_table_are_documents_with_their_place(make_raw, tmp_path):
+    lines = [b'{"text": "one text"}', b"{", b'{"text": "two text"}', b'{"text": " "}', b'{"text": "one text"}']
+    prepare(make_params(), make_raw({"a.jsonl": b"\n".join(lines), "b.txt": b"three"}), tmp_path / "documents")
+    rows = pq.read_table(tmp_path / "documents/rejected.parquet").to_pylist()
+    assert [(row["file"], row["row"], row["reason"]) for row in rows] == [
+        *(("a.jsonl", 2, "broken_json"), ("a.jsonl", 4, "empty"), ("a.jsonl", 5, "duplicate")),
+    ]
+    assert rows[2]["excerpt"] == "a.jsonl:1"
+    names = [name for split in ("train", "validation") for name in read_split(tmp_path / "documents" / split)]
+    assert [name.split("#")[0] for name in names][:2] == ["a.jsonl:1", "a.jsonl:3"]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +222,7 @@ def test_a_corpus_that_will_not_do(make_raw, tmp_path, files, values, message):
 
 def test_the_limit_counts_no_duplicates(make_raw, tmp_path):
     raw = make_raw({f"{number}.txt": b"the same" for number in range(9)} | {"9.txt": b" "})
-    assert prepare(make_params(max_rejected_fraction=0.1), raw, tmp_path / "documents")["duplicates"] == 8
+    assert prepare(make_params(max_rejected_fraction=0.1), raw, tmp_path / "documents")[0]["duplicates"] == 8
 
 
 @pytest.mark.parametrize(
