@@ -22,6 +22,7 @@ from lmcore.corpus.documents import (
 )
 from lmcore.corpus.formats import Layout, read_documents
 from lmcore.corpus.leakage import measure_leakage
+from lmcore.corpus.quality import GOPHER
 from lmcore.corpus.schema import build_schema, find_reasons
 from lmcore.corpus.split import split_by_hash, split_by_tail
 from lmcore.errors import DataError
@@ -44,6 +45,7 @@ class PrepareParams(Section):
     max_leakage: Annotated[float, Field(ge=0, le=1)] | None
     unicode: Literal["as_is", "nfc"]
     newlines: Literal["as_is", "unix"]
+    quality: Literal["none", "gopher"]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -109,7 +111,8 @@ class Cleaner:
         self._params = params
         self._examples: list[str] = []
         self._seen: dict[bytes, str] = {}  # digest of a text -> id of the first document that has it
-        self._schema = build_schema(params.min_characters, params.max_characters)
+        rules = GOPHER if params.quality == "gopher" else {}
+        self._schema = build_schema(params.min_characters, params.max_characters, rules)
         self._listing = open_parquet(listing, REJECTION_COLUMNS)
 
     def __enter__(self) -> Self:

@@ -32,6 +32,7 @@ def make_params(**values: object) -> PrepareParams:
         "max_leakage": None,
         "unicode": "as_is",
         "newlines": "as_is",
+        "quality": "none",
     }
     return parse_section(PrepareParams, "prepare", defaults | values)
 
