@@ -1,7 +1,7 @@
 """The published rules for web text that reads like prose: those of Gopher (Rae et al. 2021, arXiv:2112.11446, A.1.1).
 
-Each rule is a fact of a text and the range in which it must lie; shares of words' characters leave blanks aside. They are
-made for natural language in English: of Python's standard library they leave next to nothing.
+Each rule is a fact of a text and the range in which it must lie; where it counts characters of words, blanks do not
+count. The rules are made for natural language in English: of Python's standard library they leave next to nothing.
 """
 
 from collections import Counter
