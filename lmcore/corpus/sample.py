@@ -1,25 +1,30 @@
-"""A fair part of a text that is more than a tokenizer needs to see, the same on every machine and in any order."""
+"""A fair part of a text that is more than a tokenizer needs to see, the same on every machine."""
 
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from itertools import count
 
 BLOCK_CHARACTERS = 1 << 16  # a longer document counts as several: one alone may be the whole corpus
 
 
 def sample_texts(batches: Iterable[list[str]], total_bytes: int, max_bytes: int | None) -> Iterator[list[str]]:
-    """About `max_bytes` of the `total_bytes` of text, chosen block by block by a hash; all of it where it is less."""
+    """About `max_bytes` of the `total_bytes` of text, each block chosen by its number; all of it where it is less.
+
+    The first block is always there, so that a sample of any size has text. It does not depend on how the texts are cut
+    into batches.
+    """
     if max_bytes is None or max_bytes >= total_bytes:
         yield from batches
         return
-    limit = max_bytes * 2**64 // total_bytes
+    limit, numbers = max_bytes * 2**64 // total_bytes, count()
     for batch in batches:
-        blocks = [
+        blocks = (
             text[start : start + BLOCK_CHARACTERS] for text in batch for start in range(0, len(text), BLOCK_CHARACTERS)
-        ]
-        if chosen := [block for block in blocks if hash_block(block) < limit]:
+        )
+        if chosen := [block for block in blocks if draw(next(numbers)) < limit]:
             yield chosen
 
 
-def hash_block(block: str) -> int:
-    """64 bits that depend on the text alone."""
-    return int.from_bytes(blake2b(block.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
+def draw(number: int) -> int:
+    """64 bits for a block's number, without pattern; 0 for the first."""
+    return int.from_bytes(blake2b(number.to_bytes(8, "big"), digest_size=8).digest(), "big") if number else 0

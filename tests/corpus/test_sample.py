@@ -25,12 +25,17 @@ def test_it_has_about_the_size_that_was_asked(share: float) -> None:
     assert set(chosen) <= set(TEXTS)
 
 
-def test_order_and_batches_do_not_matter() -> None:
-    shuffled = random.Random(1).sample(TEXTS, len(TEXTS))
+def test_batches_do_not_matter() -> None:
     one = [text for batch in sample_texts([TEXTS], SIZE, SIZE // 3) for text in batch]
-    cut = [shuffled[start : start + 7] for start in range(0, len(shuffled), 7)]
-    other = [text for batch in sample_texts(cut, SIZE, SIZE // 3) for text in batch]
-    assert sorted(one) == sorted(other)
+    cut = [TEXTS[start : start + 7] for start in range(0, len(TEXTS), 7)]
+    assert one == [text for batch in sample_texts(cut, SIZE, SIZE // 3) for text in batch]
+
+
+@pytest.mark.parametrize("limit", [1, 40_000])
+def test_equal_texts_are_sampled_too(limit: int) -> None:
+    texts = ["same " * 20] * 4000
+    chosen = [text for batch in sample_texts([texts], 400_000, limit) for text in batch]
+    assert len(chosen) == pytest.approx(max(1, limit / 100), rel=0.2)
 
 
 def test_a_larger_sample_holds_the_smaller_one() -> None:

@@ -60,7 +60,7 @@ class Project:
         sections = {
             "model": MODEL.model_dump(),
             "train": train.model_dump(),
-            "hardware": {**dict.fromkeys(HardwareParams.model_fields), "profile": "cpu"},
+            "hardware": {**dict.fromkeys(HardwareParams.model_fields), "profile": "cpu", "workers": "auto"},
             "profiles": {"cpu": PROFILE},
         }
         YAML().dump(sections, self.folder / "params.yaml")
