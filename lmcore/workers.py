@@ -1,7 +1,9 @@
 """Processes that work on text side by side: how many, and the same results in the same order as one would give."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -44,7 +46,8 @@ def map_in_processes(work: Callable[[Item], Result], items: Sequence[Item], work
         yield from map(work, items)
         return
     waiting: deque[Future[Result]] = deque()
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=follow_parent)
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
@@ -59,3 +62,15 @@ def map_in_processes(work: Callable[[Item], Result], items: Sequence[Item], work
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def follow_parent() -> None:
+    """End this worker when the process that started it is gone: nobody would take what it makes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_after, args=[parent.sentinel], name="follow_parent", daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)

@@ -149,6 +149,8 @@ def _read_json_lines(file: RawFile) -> Iterator[Document | Rejection]:
 def _read_json(file: RawFile, line: bytes, row: int) -> Document | Rejection:
     try:
         record = json.loads(line)
+    except UnicodeDecodeError:
+        return file.take(line, row)
     except (ValueError, RecursionError):
         beginning = excerpt(line[:HEAD_BYTES].decode(errors="replace"))
         return Rejection(file.name, row, "broken_json", len(line), beginning)
@@ -157,18 +159,33 @@ def _read_json(file: RawFile, line: bytes, row: int) -> Document | Rejection:
 
 
 def _read_table(file: RawFile) -> Iterator[Document | Rejection]:
-    """A table with the names of its columns in the first row."""
-    # Other bytes than UTF-8 pass through the parser as surrogates, and are found where the text is taken.
-    lines = require(split(to_utf8(file.read_bytes()), b"\n"))
-    rows = csv.reader((line.decode(errors="surrogateescape") + "\n" for line in lines), delimiter=DELIMITERS[file.kind])
+    """A table with the names of its columns in the first row; a broken row is one rejection, with all it swallowed."""
+    taken = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal taken
+        for line in require(split(to_utf8(file.read_bytes()), b"\n")):
+            taken += len(line) + 1
+            # Other bytes than UTF-8 pass through the parser as surrogates, and are found where the text is taken.
+            yield line.decode(errors="surrogateescape") + "\n"
+
+    rows = csv.reader(lines(), delimiter=DELIMITERS[file.kind], strict=True)
     columns = next(rows, [])
-    if file.layout.text_field not in columns:
+    if columns.count(file.layout.text_field) != 1:
         raise UnreadableError("no_text")
     place = columns.index(file.layout.text_field)
-    for row in rows:
+    while True:
+        before = taken
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:  # such as a quote without end; the parser goes on with the next line
+            reason = "too_long" if "field larger" in str(error) else "broken_row"
+            yield Rejection(file.name, rows.line_num, reason, taken - before, "")
+            continue
         if row:
-            text = row[place] if place < len(row) else None
-            yield file.take(text, rows.line_num)
+            yield file.take(row[place] if place < len(row) else None, rows.line_num)
 
 
 def _read_parquet(file: RawFile) -> Iterator[Document | Rejection]:
@@ -178,13 +195,22 @@ def _read_parquet(file: RawFile) -> Iterator[Document | Rejection]:
     row = 0
     with pq.ParquetFile(source) as parquet:
         schema = parquet.schema_arrow
-        kinds = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.null())
-        if name not in schema.names or schema.field(name).type not in kinds:
+        if schema.names.count(name) != 1 or not _holds_text(schema.field(name).type):
             raise UnreadableError("no_text")
         for group in parquet.iter_batches(PARQUET_ROWS, columns=[name]):
-            for text in group.column(0).cast(pa.large_binary()).to_pylist():
+            column = group.column(0)
+            if pa.types.is_dictionary(column.type):
+                column = column.dictionary_decode()
+            for text in column.cast(pa.large_binary()).to_pylist():
                 row += 1
                 yield file.take(text, row)
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type is of texts, or of their bytes."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.null())
 
 
 READERS = {

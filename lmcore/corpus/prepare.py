@@ -29,6 +29,7 @@ from lmcore.errors import DataError
 from lmcore.files import write_folder
 from lmcore.params import Int, Section
 
+LOST = {"damaged", "broken_row"}  # rejections that may stand for many documents
 EXAMPLES = 5  # of rejected documents in an error message
 
 
@@ -110,6 +111,7 @@ class Cleaner:
         self.lengths: Counter[int] = Counter()  # of the kept ones, in characters, rounded down to a power of two
         self._params = params
         self._examples: list[str] = []
+        self._kept_bytes = self._lost_bytes = 0
         self._seen: dict[bytes, str] = {}  # digest of a text -> id of the first document that has it
         rules = GOPHER if params.quality == "gopher" else {}
         self._schema = build_schema(params.min_characters, params.max_characters, rules)
@@ -130,6 +132,7 @@ class Cleaner:
             self._record([outcome for outcome in outcomes if isinstance(outcome, Rejection)])
             self.documents += len(some)
             self.kept += len(kept)
+            self._kept_bytes += sum(document.bytes for document in kept)
             self.lengths.update(1 << len(document.text).bit_length() - 1 for document in kept)
             yield kept
 
@@ -159,6 +162,7 @@ class Cleaner:
         reasons = Counter(rejection.reason for rejection in rejections)
         self.duplicates += reasons.pop("duplicate", 0)
         self.rejected += reasons
+        self._lost_bytes += sum(rejection.bytes for rejection in rejections if rejection.reason in LOST)
         examples = [f"{rejection.id}: {rejection.reason}" for rejection in rejections if rejection.reason in reasons]
         self._examples += examples[: EXAMPLES - len(self._examples)]
 
@@ -171,7 +175,8 @@ class Cleaner:
         account = f"{rejected:,} of {self.documents:,} documents rejected ({counts}), e.g. {', '.join(self._examples)}"
         if self.kept == 0:
             raise DataError(f"the corpus is empty: {account}; mend these files or give others (download.path)")
-        if rejected > limit * self.documents:
+        # What a damaged file would have held is not known by number.
+        if rejected > limit * self.documents or self._lost_bytes > limit * (self._kept_bytes + self._lost_bytes):
             remedy = "mend or remove these files, or raise that limit"
             raise DataError(f"{account}; more than prepare.max_rejected_fraction={limit:g} allows: {remedy}")
 

@@ -4,12 +4,14 @@ Each rule is a fact of a text and the range in which it must lie; where it count
 count. The rules are made for natural language in English: of Python's standard library they leave next to nothing.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 BULLETS = ("•", "‣", "◦", "▪", "-", "*")
 ELLIPSES = ("...", "…")
+PARAGRAPH_END = re.compile(r"\r?\n[ \t]*\r?\n")
 
 # The reason of refusal -> the least and the greatest value of the fact of that name.
 GOPHER: dict[str, tuple[float, float]] = {
@@ -34,10 +36,16 @@ GOPHER: dict[str, tuple[float, float]] = {
 
 
 def measure_quality(text: str) -> dict[str, float]:
-    """The facts that GOPHER bounds: counts, and shares of words, lines, paragraphs or characters."""
+    """The facts that GOPHER bounds: counts, and shares of words, lines, paragraphs or characters.
+
+    Of a text with too few or too many words only their number is counted: the rest would cost much and change nothing.
+    """
     words = text.split()
+    least, greatest = GOPHER["words"]
+    if not least <= len(words) <= greatest:
+        return {**{name: float(bound) for name, (bound, _) in GOPHER.items()}, "words": float(len(words))}
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    paragraphs = [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]
+    paragraphs = [paragraph.strip() for paragraph in PARAGRAPH_END.split(text) if paragraph.strip()]
     count, lengths = max(1, len(words)), [len(word) for word in words]
     characters = max(1, sum(lengths))
     facts = {

@@ -20,6 +20,7 @@ from lmcore.files import named_path, project_root, read_json, sha256_file, write
 from lmcore.params import Section
 
 HIDDEN = (".*",)
+WILDCARDS = "*?["
 OWN_TEXT = Path("data/own")
 # Tests and installed packages are not the library; encodings/ holds code tables that are near copies of each other;
 # _sysconfigdata and config-* differ from machine to machine.
@@ -106,7 +107,8 @@ def _copy_stdlib(root: Path, files: Path) -> None:
 
 def _copy_dependency(folder: Path, files: Path) -> None:
     """Copy the folder that is a dependency of the stage: as it lies here, where DVC has looked at it."""
-    paths = _list_files(folder, (*HIDDEN, "*.dvc")) if folder.is_dir() else []
+    # DVC may have put links to its cache there.
+    paths = _list_files(folder, (*HIDDEN, "*.dvc"), links=True) if folder.is_dir() else []
     if not paths:
         raise DataError(
             f"download.source=own: no files in {folder}: put your text there; `dvc exp run --temp` and `--queue` see "
@@ -128,21 +130,33 @@ def find_own(name: str) -> tuple[Path, list[Path]]:
     nothing.
     """
     path = named_path(name)
-    if path.is_file():
-        return path.parent, [Path(path.name)]
-    if path.is_dir():
-        root, paths = path, _list_files(path, HIDDEN)
-    elif any(character in name for character in "*?["):
-        root = next(parent for parent in path.parents if not re.search(r"[*?[]", str(parent)))
-        matching = set(root.glob(path.relative_to(root).as_posix())) if root.is_dir() else set()
-        paths = [found for found in _list_files(root, HIDDEN) if root / found in matching] if matching else []
-    else:
-        raise ParameterError(
-            f"download.path={name!r}: {path} does not exist; a relative path begins at dvc.yaml's folder"
-        )
+    try:
+        if path.is_file():
+            return path.parent, [Path(path.name)]
+        if path.is_dir():
+            root, paths = path, _list_files(path, HIDDEN)
+        elif any(character in name for character in WILDCARDS):
+            root, paths = _match(name)
+        else:
+            raise ParameterError(
+                f"download.path={name!r}: {path} does not exist; a relative path begins at dvc.yaml's folder"
+            )
+    except (ValueError, OSError) as error:  # a pattern such as a**, a name of a thousand characters
+        raise ParameterError(f"download.path={name!r}: {error}") from None
     if not paths:
         raise DataError(f"download.path={name!r}: no files in {path} (hidden files and symbolic links do not count)")
     return root, paths
+
+
+def _match(pattern: str) -> tuple[Path, list[Path]]:
+    """The folder before the first wildcard, and the files below it that match; `texts/**` is everything in texts."""
+    parts = Path(pattern).parts
+    first = next(at for at, part in enumerate(parts) if any(character in part for character in WILDCARDS))
+    root = named_path(str(Path(*parts[:first])))
+    rest = [*parts[first:], "*"] if parts[-1] == "**" else parts[first:]
+    found = {path.relative_to(root) for path in root.glob("/".join(rest)) if path.is_file() and not path.is_symlink()}
+    shown = [path for path in found if not any(_matches(part, HIDDEN) for part in path.parts)]
+    return root, sorted(shown, key=Path.as_posix)
 
 
 def find_changes(raw: Path) -> list[str]:
@@ -181,16 +195,17 @@ def _copy(paths: list[Path], root: Path, files: Path) -> None:
         shutil.copyfile(root / path, files / path)
 
 
-def _list_files(root: Path, skip: tuple[str, ...]) -> list[Path]:
+def _list_files(root: Path, skip: tuple[str, ...], *, links: bool = False) -> list[Path]:
     """The regular files below `root`, relative to it and sorted, but for names that match a pattern in `skip`.
 
-    Symbolic links are not followed: no loops, and nothing from outside.
+    Symbolic links to folders are not followed, and those to files only where `links` says so: no loops, and nothing
+    from outside.
     """
     found = []
     for folder, folders, files in os.walk(root, onerror=_raise):
         folders[:] = [name for name in folders if not _matches(name, skip)]
         paths = [Path(folder, name) for name in files if not _matches(name, skip)]
-        found += [path.relative_to(root) for path in paths if path.is_file() and not path.is_symlink()]
+        found += [path.relative_to(root) for path in paths if path.is_file() and (links or not path.is_symlink())]
     return sorted(found, key=Path.as_posix)
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from lmcore.errors import DataError
-from lmcore.files import fingerprint, read_json, write_folder, write_json
+from lmcore.errors import ArtifactError, DataError
+from lmcore.files import fingerprint, read_json, write_file, write_folder, write_json
 from lmcore.params import Int, Section
-from lmcore.progress import BytesProgress
+from lmcore.progress import BytesProgress, say
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokens.shards import MANIFEST, ShardWriter
 from lmcore.workers import map_in_processes
@@ -129,8 +129,8 @@ def encode_part(
             lengths.append(len(ids))
             size += int(tokenizer.byte_lengths[ids].sum())
     with write_folder(folder) as new:
-        np.save(new / "tokens.npy", np.concatenate([np.empty(0, dtype), *pieces]))
-        np.save(new / "lengths.npy", np.array(lengths, dtype=np.uint64))
+        save_array(new / "tokens.npy", np.concatenate([np.empty(0, dtype), *pieces]))
+        save_array(new / "lengths.npy", np.array(lengths, dtype=np.uint64))
         write_json(new / "bytes.json", size)
     return folder
 
@@ -146,19 +146,38 @@ def join_parts(writer: ShardWriter, split: str, parts: Iterable[Path], end_of_te
     tokens = documents = size = 0
     with writer:
         for folder in parts:
-            lengths = np.load(folder / "lengths.npy")
+            lengths, ids, part_size = load_part(folder)
             if documents and len(lengths):
                 writer.append(separator)
-            writer.append(np.load(folder / "tokens.npy", mmap_mode="r"))
+            writer.append(ids)
             documents += len(lengths)
             tokens += int(lengths.sum())
-            size += read_json(folder / "bytes.json", "")
+            size += part_size
     if not tokens:
         raise DataError(
             f"the {split} split holds no text: change prepare.validation_fraction, or give download more documents"
         )
     shards = writer.describe()
     return {"tokens": tokens + documents - 1, "documents": documents, "bytes": size, "shards": shards}
+
+
+def load_part(folder: Path) -> tuple[NDArray[np.uint64], NDArray[Any], int]:
+    """What `encode_part` wrote: tokens of each document, all tokens, bytes of text. A damaged part is removed."""
+    try:
+        ids = np.load(folder / "tokens.npy", mmap_mode="r")
+        return np.load(folder / "lengths.npy"), ids, read_json(folder / "bytes.json", "")
+    except (ValueError, EOFError, OSError, ArtifactError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ArtifactError(
+            f"{folder} is damaged ({' '.join(str(error).split())}) and removed: run the same command again"
+        ) from None
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """A .npy file, on disk when this returns; np.save would not tell a full disk from other failures."""
+    with write_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.tobytes())
 
 
 @contextmanager
@@ -169,7 +188,11 @@ def reserve(scratch: Path, key: str) -> Iterator[Path]:
     """
     scratch.mkdir(parents=True, exist_ok=True)
     with (scratch / f"{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("encode: waiting for another process that encodes the same text")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         for other in scratch.glob("*.lock"):
             if other.stem != key:
                 _remove_unless_held(other)

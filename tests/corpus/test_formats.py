@@ -167,7 +167,7 @@ def test_a_broken_record_is_alone_in_its_loss(make_raw: MakeRaw) -> None:
     ]
     assert summarise(read(make_raw({"a.jsonl": b"\n".join(lines)}))) == [
         *((1, "one"), (3, "broken_json"), (4, "no_text"), (5, "no_text"), (6, "no_text"), (7, "no_text")),
-        *((8, "not_utf8"), (9, "broken_json"), (10, "bare"), (11, ""), (12, "last"), (13, "broken_json")),
+        *((8, "not_utf8"), (9, "not_utf8"), (10, "bare"), (11, ""), (12, "last"), (13, "broken_json")),
     ]
 
 
@@ -176,6 +176,26 @@ def test_a_broken_row_is_alone_in_its_loss(make_raw: MakeRaw) -> None:
     assert summarise(read(make_raw({"a.csv": content}))) == [
         *((2, "one"), (3, "no_text"), (6, "two\nlines"), (7, "not_utf8"), (8, "last")),
     ]
+
+
+def test_a_row_that_the_parser_refuses_is_alone_too(make_raw: MakeRaw) -> None:
+    rows = [f"{number},text {number}".encode() for number in range(20)]
+    rows[3], rows[9] = b"3,stray \r here", b'9,"a"b'
+    items = read(make_raw({"a.csv": b"id,text\n" + b"\n".join(rows) + b"\n"}))
+    assert [item.row for item in items if isinstance(item, Rejection)] == [5, 11]
+    assert {item.reason for item in items if isinstance(item, Rejection)} == {"broken_row"}
+    assert [item.text for item in items if isinstance(item, Document)] == [
+        f"text {number}" for number in range(20) if number not in {3, 9}
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_a_quote_without_end_is_no_document(make_raw: MakeRaw, kind: str) -> None:
+    (first, rest) = read(make_raw({f"a.{kind}": b'text\none\n"two said\nthree\nfour\n'}))
+    assert isinstance(first, Document)
+    assert isinstance(rest, Rejection)
+    assert (first.text, rest.reason) == ("one", "broken_row")
+    assert rest.bytes >= len(b'"two said\nthree\nfour\n')  # all that it swallowed
 
 
 def test_another_field_may_hold_the_text(make_raw: MakeRaw) -> None:
@@ -190,18 +210,22 @@ def test_another_field_may_hold_the_text(make_raw: MakeRaw) -> None:
         ("a.csv", b""),
         ("a.parquet", to_parquet(TEXTS)),
         ("b.parquet", pa.BufferOutputStream()),
+        ("b.csv", b"body,body\n1,2\n"),
     ],
 )
 def test_a_file_without_the_field_is_refused_whole(make_raw: MakeRaw, name: str, content: Any) -> None:
     if not isinstance(content, bytes):
         pq.write_table(pa.table({"body": [1, 2]}), content)
         content = content.getvalue().to_pybytes()
-    assert summarise(read(make_raw({name: content}), text_field="body" if name == "b.parquet" else "nothing")) == [
+    assert summarise(read(make_raw({name: content}), text_field="body" if name.startswith("b") else "nothing")) == [
         (None, "no_text")
     ]
 
 
 def test_parquet_holds_nulls_and_bytes(make_raw: MakeRaw) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": pa.array(["a", "b", "a"]).dictionary_encode()}), buffer)
+    assert summarise(read(make_raw({"a.parquet": buffer.getvalue()}))) == [(1, "a"), (2, "b"), (3, "a")]
     buffer = io.BytesIO()
     pq.write_table(pa.table({"text": pa.array([b"one", None, b"\xff", b"last"])}), buffer)
     assert summarise(read(make_raw({"a.parquet": buffer.getvalue()}))) == [

@@ -173,6 +173,13 @@ def test_text_is_as_published_unless_asked(make_raw, tmp_path, values, text):
     assert metrics["train_bytes"] + metrics["validation_bytes"] == len(both.encode())
 
 
+def test_much_that_is_lost_at_once_counts_by_its_bytes(make_raw, tmp_path):
+    rows = [f"row {number}" for number in range(100)]
+    raw = make_raw({"a.csv": "\n".join(["text", *rows, '"no end', *rows, *rows]).encode()})
+    with pytest.raises(DataError, match=r"1 of 101 documents rejected .*e\.g\. a\.csv:\d+: broken_row; more"):
+        prepare(make_params(max_rejected_fraction=0.1), raw, tmp_path / "documents")
+
+
 def test_rows_of_a_table_are_documents_with_their_place(make_raw, tmp_path):
     lines = [b'{"text": "one text"}', b"{", b'{"text": "two text"}', b'{"text": " "}', b'{"text": "one text"}']
     prepare(make_params(), make_raw({"a.jsonl": b"\n".join(lines), "b.txt": b"three"}), tmp_path / "documents")

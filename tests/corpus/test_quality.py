@@ -79,7 +79,8 @@ def test_what_breaks_one_rule_breaks_no_other(rule: str) -> None:
     assert broken_rules(BROKEN[rule]) == {rule}
 
 
-def test_shares_by_hand() -> None:
+def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(GOPHER, "words", (0, 100))
     facts = measure_quality("one line\n\none line\n\n- two # 12...\n\none line")
     assert facts["words"] == 10
     assert facts["hashes_per_word"] == facts["ellipses_per_word"] == 0.1
@@ -91,8 +92,40 @@ def test_shares_by_hand() -> None:
     assert facts["top_2_gram_characters"] == pytest.approx(3 * 7 / 31)
 
 
-def test_no_text_has_facts_too() -> None:
-    assert set(measure_quality("").values()) == {0.0}
+def test_without_enough_words_only_they_are_counted() -> None:
+    assert broken_rules("") == broken_rules("# " * 49) == {"words"}
+    assert measure_quality("a b")["words"] == 2
+
+
+def test_the_limits_are_the_published_ones() -> None:
+    greatest = {name: limit for name, (least, limit) in GOPHER.items() if least == 0}
+    assert greatest == {
+        "hashes_per_word": 0.1,
+        "ellipses_per_word": 0.1,
+        "bullet_lines": 0.9,
+        "ellipsis_lines": 0.3,
+        "repeated_lines": 0.3,
+        "repeated_paragraphs": 0.3,
+        "repeated_line_characters": 0.2,
+        "repeated_paragraph_characters": 0.2,
+        "top_2_gram_characters": 0.2,
+        "top_3_gram_characters": 0.18,
+        "top_4_gram_characters": 0.16,
+        "repeated_5_gram_characters": 0.15,
+        "repeated_6_gram_characters": 0.14,
+        "repeated_7_gram_characters": 0.13,
+        "repeated_8_gram_characters": 0.12,
+        "repeated_9_gram_characters": 0.11,
+        "repeated_10_gram_characters": 0.1,
+    }
+    assert GOPHER["words"] == (50, 100_000)
+    assert (GOPHER["mean_word_length"], GOPHER["alphabetic_words"], GOPHER["stop_words"][0]) == ((3, 10), (0.8, 1), 2)
+
+
+def test_paragraphs_are_the_same_with_any_line_ends() -> None:
+    text = "\n\n".join([GOOD, "again", "again"])
+    assert measure_quality(text.replace("\n", "\r\n"))["repeated_paragraphs"] == pytest.approx(1 / 3)
+    assert measure_quality(text)["repeated_paragraphs"] == pytest.approx(1 / 3)
 
 
 def test_repeated_words_are_counted_once_each() -> None:

@@ -194,6 +194,7 @@ def test_data_own_is_taken_from_where_the_stage_runs(project, monkeypatch):
         ("mine/?/c*", ["a/c.md", "a/c.txt"]),
         ("m*/a/*.md", ["mine/a/c.md"]),
         ("mine/[b-c].txt", ["b.txt"]),
+        ("mine/**", ["a/c.md", "a/c.txt", "b.txt"]),
     ],
 )
 def test_a_pattern_chooses_files(project, pattern, names):
@@ -203,6 +204,29 @@ def test_a_pattern_chooses_files(project, pattern, names):
     (project / "mine/link.txt").symlink_to(project / "mine/b.txt")
     download(make_params(path=pattern), project / "raw")
     assert [file["path"] for file in read_manifest(project / "raw")["files"]] == names
+
+
+@pytest.mark.parametrize("pattern", ["a**", "***", "mine/**.txt", "x" * 300, "x" * 300 + "*"])
+def test_a_pattern_that_is_none_is_one_line(project, pattern):
+    with pytest.raises((ParameterError, DataError), match=r"^download.path='.*': ") as caught:
+        download(make_params(path=pattern), project / "raw")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_project_s_own_name_is_no_pattern(project, monkeypatch):
+    (project / "p[1]/texts").mkdir(parents=True)
+    (project / "p[1]/texts/a.txt").write_text("x")
+    monkeypatch.setenv("DVC_ROOT", str(project / "p[1]"))
+    assert download(make_params(path="texts/*.txt"), project / "raw") == {"files": 1, "bytes": 1}
+
+
+def test_links_that_dvc_made_in_data_own_are_followed(project, monkeypatch):
+    (project / "cache").write_text("large")
+    (project / "data/own").mkdir(parents=True)
+    (project / "data/own/big.txt").symlink_to(project / "cache")
+    monkeypatch.chdir(project)
+    assert download(make_params(source="own"), project / "raw") == {"files": 1, "bytes": 5}
+    assert not (project / "raw/files/big.txt").is_symlink()
 
 
 def test_a_name_with_a_pattern_s_characters_is_a_name(project):

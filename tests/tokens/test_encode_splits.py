@@ -5,11 +5,14 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -214,3 +217,62 @@ def test_what_a_worker_refuses_is_refused_here(tmp_path: Path) -> None:
     (tmp_path / "part-00000.parquet").write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match=r"part-00000\.parquet is damaged"):
         encode(tmp_path, workers=2, splits={"train": parts})
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A part that waits for its end until it is killed; its process tells its number."""
+
+    folder: Path
+    name: str
+    size: int = 1
+
+    def fingerprint(self) -> str:
+        return self.name
+
+    def read(self) -> Iterator[list[str]]:
+        (self.folder / f"{os.getpid()}.pid").touch()
+        time.sleep(600)
+        yield ["never"]
+
+
+def test_no_worker_outlives_a_killed_stage(tmp_path: Path) -> None:
+    splits = {"train": [Slow(tmp_path, name) for name in "abcd"]}
+    process = multiprocessing.get_context("spawn").Process(target=encode, args=(tmp_path, 2, splits))
+    process.start()
+
+    def wait_for(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+    workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    process.kill()
+    process.join()
+    wait_for(lambda: not any(map(is_alive, workers)))
+
+
+def is_alive(pid: int) -> bool:
+    """An orphan that ended may stay as a zombie, where nobody looks after them."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "lengths.npy", "bytes.json"])
+def test_a_damaged_part_is_said_and_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    expected = encode(tmp_path / "one")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lmcore.tokens.encode.ShardWriter.describe", raise_interrupt)
+        encode(tmp_path)
+    (part, *_) = (tmp_path / "scratch").glob("*/*/")
+    (part / name).write_bytes(b"")
+    with pytest.raises(ArtifactError, match=rf"{part.name} is damaged .* removed: run the same command again"):
+        encode(tmp_path)
+    assert encode(tmp_path) == expected
+
+
+def raise_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
