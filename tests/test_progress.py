@@ -3,7 +3,7 @@
 import pytest
 
 from lmcore import progress
-from lmcore.progress import TrainingProgress
+from lmcore.progress import BytesProgress, TrainingProgress
 
 
 class Clock:
@@ -58,3 +58,19 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert lines[1] == "step 6/100  loss 1.5000  learning rate 1.00e-03  5 tokens/s  3:08 left"
     assert lines[-1].startswith("step 100/100")
     assert "left" not in lines[-1]
+
+
+def test_bytes_are_told_every_ten_seconds_with_their_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(monkeypatch)
+    with BytesProgress("encode", 40_000_000) as shown:
+        for item in shown.follow("abcd", [5_000_000, 5_000_000, 10_000_000, 20_000_000]):
+            assert item in "abcd"
+            clock.pass_seconds(6)
+    assert capsys.readouterr().out.splitlines() == ["encode: 20 of 40 MB, 2 MB/s"]
+
+
+def test_items_and_sizes_belong_together() -> None:
+    with BytesProgress("encode", 2) as shown, pytest.raises(ValueError, match="shorter"):
+        list(shown.follow("ab", [1]))

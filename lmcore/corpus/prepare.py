@@ -169,7 +169,7 @@ class Cleaner:
     def require_enough(self) -> None:
         """Raise DataError, naming reasons and examples, when nothing or too little of the text was kept."""
         if self.documents == 0:
-            raise DataError("the corpus is empty: data/raw lists no files")
+            raise DataError("the corpus is empty: no file of data/raw holds a document")
         rejected, limit = self.rejected.total(), self._params.max_rejected_fraction
         counts = ", ".join(f"{reason} {count:,}" for reason, count in self.rejected.most_common())
         account = f"{rejected:,} of {self.documents:,} documents rejected ({counts}), e.g. {', '.join(self._examples)}"

@@ -59,17 +59,21 @@ def encode_splits(
     each, bytes_per_token over all of them, dtype. Raises DataError for a split without text.
     """
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    total = sum(part.size for parts in splits.values() for part in parts)
-    key = fingerprint([tokenizer.fingerprint, *(part.fingerprint() for parts in splits.values() for part in parts)])
-    with reserve(scratch, key) as place, write_folder(folder) as new, BytesProgress("encode", total) as progress:
+    names = {split: [part.fingerprint() for part in parts] for split, parts in splits.items()}
+    with reserve(scratch, fingerprint([tokenizer.fingerprint, names])) as place, write_folder(folder) as new:
+        sizes = {
+            split: [0 if (place / name).exists() else part.size for name, part in zip(names[split], parts, strict=True)]
+            for split, parts in splits.items()
+        }
         work = partial(encode_part, kind=type(tokenizer), artefact=tokenizer.artefact, dtype=dtype, place=place)
         entries = {}
-        for split, parts in splits.items():
-            threads = 1 if min(workers, len(parts)) > 1 else workers
-            encoded = map_in_processes(partial(work, threads=threads), parts, workers)
-            counted = progress.follow(encoded, [part.size for part in parts])
-            writer = ShardWriter(new, split, params.shard_tokens, dtype)
-            entries[split] = join_parts(writer, split, counted, tokenizer.end_of_text)
+        with BytesProgress("encode", sum(map(sum, sizes.values()))) as progress:
+            for split, parts in splits.items():
+                threads = 1 if min(workers, len(parts)) > 1 else workers
+                encoded = map_in_processes(partial(work, threads=threads), parts, workers)
+                writer = ShardWriter(new, split, params.shard_tokens, dtype)
+                counted = progress.follow(encoded, sizes[split])
+                entries[split] = join_parts(writer, split, counted, tokenizer.end_of_text)
         manifest = {
             "dtype": dtype,
             "vocab_size": tokenizer.vocab_size,

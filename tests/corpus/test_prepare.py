@@ -195,7 +195,7 @@ def test_rows_of_a_table_are_documents_with_their_place(make_raw, tmp_path):
 @pytest.mark.parametrize(
     ("files", "values", "message"),
     [
-        ({}, {}, r"^the corpus is empty: data/raw lists no files$"),
+        ({}, {}, r"^the corpus is empty: no file of data/raw holds a document$"),
         (
             {"a.txt": b" ", "b.txt": b"\xff"},
             {},
