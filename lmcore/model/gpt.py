@@ -5,7 +5,7 @@ The code is for one device; data parallelism and sharding are applied from outsi
 """
 
 import math
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,10 @@ class ModelParams(Section):
         if self.d_ff:
             return self.d_ff
         return max(64, round(self.d_model * 8 / 3 / 64) * 64) if self.mlp == "swiglu" else 4 * self.d_model
+
+    def spell_out(self) -> dict[str, Any]:
+        """Every param with its value, also where it follows from others."""
+        return {**self.model_dump(), "n_kv_heads": self.kv_heads, "d_ff": self.ff_width}
 
 
 def build_norm(params: ModelParams, width: int) -> nn.Module:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from lmcore.errors import ArtifactError, LmcoreError
-from lmcore.model.architecture import Architecture
+from lmcore.model.architecture import FIXED_CHOICES, Architecture
 from lmcore.model.gpt import GPT, LAYER_NORM_EPSILON, RMS_NORM_EPSILON, ROPE_BASE, ModelParams
 
 MODEL_CLASSES: dict[Architecture, str] = {
@@ -47,6 +47,26 @@ LLAMA_LAYERS = {
     "final_norm": ["model.norm"],
     "head": ["lm_head"],
 }
+
+# Our param -> their key, both ways.
+LLAMA_KEYS = {
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "context_length": "max_position_embeddings",
+    "tie_embeddings": "tie_word_embeddings",
+}
+GPT2_KEYS = {
+    "n_layers": "n_layer",
+    "n_heads": "n_head",
+    "d_model": "n_embd",
+    "d_ff": "n_inner",
+    "context_length": "n_positions",
+    "tie_embeddings": "tie_word_embeddings",
+}
+SHAPE_KEYS: dict[Architecture, dict[str, str]] = {"gpt2": GPT2_KEYS, "llama": LLAMA_KEYS, "qwen3": LLAMA_KEYS}
 
 # Of the largest logit, which is at least 10. The same operations in another order differ by about 1e-6 of it, a weight
 # in the wrong place by 1e-2 and more.
@@ -130,22 +150,18 @@ def measure_difference(model: GPT, theirs: Any) -> tuple[float, float]:
 
 def config_values(params: ModelParams, vocab_size: int, architecture: Architecture) -> dict[str, Any]:
     """Arguments of the architecture's config class that make the same network."""
+    ours = params.spell_out()
     return {
-        **(gpt2_shape(params) if architecture == "gpt2" else llama_shape(params)),
+        **{their: ours[our] for our, their in SHAPE_KEYS[architecture].items()},
+        **(gpt2_constants(params) if architecture == "gpt2" else llama_constants(params)),
         "architectures": [MODEL_CLASSES[architecture]],
         "vocab_size": vocab_size,
-        "tie_word_embeddings": params.tie_embeddings,
     }
 
 
-def gpt2_shape(params: ModelParams) -> dict[str, Any]:
-    """Arguments of GPT2Config."""
+def gpt2_constants(params: ModelParams) -> dict[str, Any]:
+    """Arguments of GPT2Config beside the shape."""
     return {
-        "n_layer": params.n_layers,
-        "n_head": params.n_heads,
-        "n_embd": params.d_model,
-        "n_inner": params.ff_width,
-        "n_positions": params.context_length,
         "activation_function": "gelu_new",  # the tanh form
         "layer_norm_epsilon": LAYER_NORM_EPSILON,
         "resid_pdrop": params.dropout,
@@ -154,16 +170,10 @@ def gpt2_shape(params: ModelParams) -> dict[str, Any]:
     }
 
 
-def llama_shape(params: ModelParams) -> dict[str, Any]:
-    """Arguments of LlamaConfig; all but `mlp_bias` are Qwen3Config's too."""
+def llama_constants(params: ModelParams) -> dict[str, Any]:
+    """Arguments of LlamaConfig beside the shape; all but `mlp_bias` are Qwen3Config's too."""
     return {
-        "num_hidden_layers": params.n_layers,
-        "num_attention_heads": params.n_heads,
-        "num_key_value_heads": params.kv_heads,
         "head_dim": params.head_width,
-        "hidden_size": params.d_model,
-        "intermediate_size": params.ff_width,
-        "max_position_embeddings": params.context_length,
         "hidden_act": "silu",
         "rms_norm_eps": RMS_NORM_EPSILON,
         "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_BASE},
@@ -181,9 +191,15 @@ def read_config(values: Mapping[str, Any], place: str) -> tuple[Architecture, Mo
     architecture = values["model_type"]
     if architecture not in MODEL_CLASSES:
         raise ArtifactError(f"{place}: model_type={architecture!r}: must be one of {', '.join(MODEL_CLASSES)}")
-    choices = gpt2_choices(values) if architecture == "gpt2" else llama_choices(values)
+    choices = {
+        "bias": values.get("mlp_bias", True),  # GPT-2 has biases, Llama says it, Qwen3's are fixed to none
+        **FIXED_CHOICES[architecture],
+        **{our: values[their] for our, their in SHAPE_KEYS[architecture].items()},
+        "dropout": 0.0,
+        "logit_softcap": None,
+    }
     try:
-        params = ModelParams.model_validate({**choices, "dropout": 0.0, "logit_softcap": None})
+        params = ModelParams.model_validate(choices)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         raise ArtifactError(f"{place}: {problem['loc'] or ''}={problem['input']!r}: {problem['msg']}") from None
@@ -194,42 +210,6 @@ def read_config(values: Mapping[str, Any], place: str) -> tuple[Architecture, Mo
         if SYNONYMS.get(str(found), found) != ours[key]:
             raise ArtifactError(f"{place}: {key}={found!r}: lmcore's blocks compute {key}={ours[key]!r} alone")
     return architecture, params, values["vocab_size"]
-
-
-def gpt2_choices(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of our params that those of a GPT2Config mean, the inverse of `gpt2_shape`."""
-    return {
-        "position": "learned",
-        "norm": "layernorm",
-        "mlp": "gelu",
-        "qk_norm": False,
-        "bias": True,
-        "n_layers": values["n_layer"],
-        "n_heads": values["n_head"],
-        "n_kv_heads": None,
-        "d_model": values["n_embd"],
-        "d_ff": values["n_inner"],
-        "context_length": values["n_positions"],
-        "tie_embeddings": values["tie_word_embeddings"],
-    }
-
-
-def llama_choices(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of our params that those of a LlamaConfig or Qwen3Config mean, the inverse of `llama_shape`."""
-    return {
-        "position": "rope",
-        "norm": "rmsnorm",
-        "mlp": "swiglu",
-        "qk_norm": values["model_type"] == "qwen3",
-        "bias": values.get("mlp_bias", False),  # Qwen3 has none
-        "n_layers": values["num_hidden_layers"],
-        "n_heads": values["num_attention_heads"],
-        "n_kv_heads": values["num_key_value_heads"],
-        "d_model": values["hidden_size"],
-        "d_ff": values["intermediate_size"],
-        "context_length": values["max_position_embeddings"],
-        "tie_embeddings": values["tie_word_embeddings"],
-    }
 
 
 def named_weights(model: GPT, architecture: Architecture) -> dict[str, Tensor]:

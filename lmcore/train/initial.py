@@ -5,7 +5,7 @@ from typing import Any
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import named_path
 from lmcore.model.folder import fingerprint_weights, load_model, read_lineage
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokenizer.load import load_tokenizer
 
@@ -35,7 +35,7 @@ def load_initial_weights(model: GPT, init_from: str | None, tokenizer: Tokenizer
             f"train.init_from={init_from}: it has {other.vocab_size} tokens and its tokenizer {tokenizer.vocab_size}: "
             f"only models without reserved tokens can be trained on"
         )
-    ours, theirs = describe_shape(model.params), describe_shape(other.params)
+    ours, theirs = model.params.spell_out(), other.params.spell_out()
     # Angles go on for ever, and of learned positions the first ones will do.
     fits = model.params.position == "rope" or ours["context_length"] < theirs["context_length"]
     free = FREE_CHOICES | ({"context_length"} if fits else set())
@@ -50,8 +50,3 @@ def load_initial_weights(model: GPT, init_from: str | None, tokenizer: Tokenizer
     model.load_state_dict(weights)
     run_key = read_lineage(folder).get("run_key") if (folder / "lineage.json").exists() else None  # not made by us
     return {"init_from": {"weights": fingerprint_weights(folder), "run_key": run_key}}
-
-
-def describe_shape(params: ModelParams) -> dict[str, Any]:
-    """Every param with its value, also where it follows from others."""
-    return {**params.model_dump(), "n_kv_heads": params.kv_heads, "d_ff": params.ff_width}
