@@ -23,6 +23,7 @@ RULES = {
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "text",
+    "string_too_short": "text of at least one character",
     "list_type": "a list",
 }
 SHOWN_CHARACTERS = 100  # of a value, in a message

@@ -240,6 +240,7 @@ def test_the_limit_counts_no_duplicates(make_raw, tmp_path):
         ({"validation_fraction": 0.0}, r"^prepare.validation_fraction=0.0: must be greater than 0$"),
         ({"validation_fraction": 1.0}, r"^prepare.validation_fraction=1.0: must be less than 1$"),
         ({"max_rejected_fraction": 1.5}, r"^prepare.max_rejected_fraction=1.5: must be less than or equal to 1$"),
+        ({"separator": ""}, r"^prepare.separator='': must be text of at least one character"),
         ({"min_characters": -1}, r"^prepare.min_characters=-1: must be greater than or equal to 0$"),
         ({"max_characters": 0}, r"^prepare.max_characters=0: must be at least 1"),
         (
