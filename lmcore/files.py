@@ -9,6 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lmcore.errors import SYSTEM_REMEDIES, ArtifactError
 
 CHUNK_BYTES = 1 << 20
@@ -120,6 +123,21 @@ def read_json(path: Path, remedy: str) -> Any:
         raise ArtifactError(f"{path} does not exist: {remedy}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is damaged ({error}): {remedy}") from None
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """A .npy file, whole or not at all; np.save would not tell a full disk from other failures."""
+    with write_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.tobytes())
+
+
+def copy_fast(source: Path, target: Path) -> None:
+    """A second name for a file that is not going to be changed, or a copy where the file system has no such."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def sha256_file(path: Path) -> str:

@@ -50,6 +50,7 @@ class HardwareParams(Section):
     processes: AutoOrCount | None
     sharding: Sharding | None
     workers: AutoOrCount
+    data_engine: Literal["local", "ray"]
 
 
 class Profile(Section):

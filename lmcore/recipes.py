@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmcore.corpus.prepare import PrepareParams
+from lmcore.corpus.settings import PrepareParams
 from lmcore.corpus.sources import DownloadParams
 from lmcore.errors import ArtifactError, LmcoreError, ParameterError
 from lmcore.evaluate.loss import EvaluateParams

@@ -1,4 +1,4 @@
-"""Processes that work on text side by side: how many, and the same results in the same order as one would give."""
+"""Processes that work on text side by side, and give the same results in the same order as one would."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -8,27 +8,23 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
 from lmcore.errors import LmcoreError
-from lmcore.params import AutoOrCount, Section, parse_section, read_params
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class WorkerParams(Section):
-    """`hardware.workers`: processes that work on text at once; `auto` is one for each core."""
+class Engine(Protocol):
+    """Where work on text is done: in processes of this machine, or of several."""
 
-    workers: AutoOrCount
+    @property
+    def workers(self) -> int:
+        """How many items are worked on at once."""
 
-
-def read_workers(path: Path = Path("params.yaml")) -> int:
-    """The number of processes that params.yaml asks for. Raises ParameterError."""
-    request = {"workers": (read_params(path).get("hardware") or {}).get("workers")}
-    workers = parse_section(WorkerParams, "hardware", request).workers
-    return count_cores() if workers == "auto" else workers
+    def map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """`work` of each item, in order, some of them at once; `work` and the items are pickled."""
 
 
 def count_cores() -> int:
@@ -36,32 +32,52 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_in_processes(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
-    """`work` of each item, in order, some of them at once; with one worker in this process.
+class Processes:
+    """An Engine of this machine's processes, which are started when there is work for two; one works right here."""
 
-    `work` and the items are pickled. Raises what `work` raises, and LmcoreError when a process was killed.
-    """
-    workers = min(workers, len(items))
-    if workers < 2:
-        yield from map(work, items)
-        return
-    waiting: deque[Future[Result]] = deque()
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=follow_parent)
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 2 * workers:  # one in hand and one at hand for each
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Raises what `work` raises, and LmcoreError when a process was killed."""
+        if min(self.workers, len(items)) < 2:
+            yield from map(work, items)
+            return
+        waiting: deque[Future[Result]] = deque()
+        pool = self._start()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 2 * self.workers:  # one in hand and one at hand for each
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise LmcoreError(
-            f"one of {workers} processes that work on the text was killed, perhaps for want of memory: lower "
-            f"hardware.workers, or run the same command again, which goes on from here"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+        except BrokenProcessPool:
+            raise LmcoreError(
+                f"one of {self.workers} processes that work on the text was killed, perhaps for want of memory: lower "
+                f"hardware.workers, or run the same command again, which goes on from here"
+            ) from None
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=follow_parent)
+        return self._pool
+
+
+HERE = Processes(1)
 
 
 def follow_parent() -> None:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from lmcore.corpus.documents import list_parts
+from lmcore.engine import open_engine
 from lmcore.errors import report_errors
 from lmcore.files import project_root, write_json
 from lmcore.params import read_section
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.encode import EncodeParams, encode_splits
-from lmcore.workers import read_workers
 
 
 def main() -> None:
@@ -17,7 +17,8 @@ def main() -> None:
     tokenizer = load_tokenizer(Path("models/tokenizer"))
     splits = {split: list_parts(Path("data/documents") / split) for split in ("train", "validation")}
     scratch = project_root() / ".cache" / "encode"
-    metrics = encode_splits(params, splits, tokenizer, Path("data/tokens"), scratch=scratch, workers=read_workers())
+    with open_engine() as engine:
+        metrics = encode_splits(params, splits, tokenizer, Path("data/tokens"), scratch=scratch, engine=engine)
     write_json(Path("reports/metrics/encode.json"), metrics)
 
 

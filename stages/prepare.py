@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from lmcore.corpus.prepare import PrepareParams, prepare
+from lmcore.corpus.prepare import prepare
+from lmcore.corpus.settings import PrepareParams
+from lmcore.engine import open_engine
 from lmcore.errors import report_errors
-from lmcore.files import write_json
+from lmcore.files import project_root, write_json
 from lmcore.params import read_section
 from lmcore.plots import draw_corpus
 
@@ -12,7 +14,9 @@ from lmcore.plots import draw_corpus
 def main() -> None:
     """Make data/documents, the stage's metrics and a picture of them."""
     params = read_section(PrepareParams, "prepare")
-    metrics, lengths = prepare(params, Path("data/raw"), Path("data/documents"))
+    with open_engine() as engine:
+        scratch = project_root() / ".cache" / "prepare"
+        metrics, lengths = prepare(params, Path("data/raw"), Path("data/documents"), scratch=scratch, engine=engine)
     outcomes = {"kept": metrics["kept"], "duplicate": metrics["duplicates"], **metrics["rejected"]}
     draw_corpus(lengths, outcomes, Path("reports/plots/corpus.svg"))
     write_json(Path("reports/metrics/prepare.json"), metrics)

@@ -12,12 +12,15 @@ from imports import ROOT, import_closure, imported_files, imported_packages, par
 FLOORS = [
     ["lmcore/errors.py", "lmcore/files.py", "lmcore/params.py", "lmcore/rewrite.py"],
     [
+        "lmcore/cluster.py",
         "lmcore/distributed.py",
+        "lmcore/engine.py",
         "lmcore/hardware.py",
         "lmcore/machine.py",
         "lmcore/plots.py",
         "lmcore/progress.py",
         "lmcore/tracking.py",
+        "lmcore/scratch.py",
         "lmcore/workers.py",
     ],
     ["lmcore/corpus", "lmcore/model", "lmcore/tokenizer", "lmcore/tokens"],
@@ -31,10 +34,12 @@ SIDEWAYS = {("lmcore/tokens", "lmcore/tokenizer"), ("lmcore/evaluate", "lmcore/g
 
 # Heavy or replaceable libraries, and the one place that imports each; YAML is read in one and written in another.
 HOMES: dict[str, str | tuple[str, str]] = {
+    "datasketch": "lmcore/corpus/near_duplicates.py",
     "matplotlib": "lmcore/plots.py",
     "mlflow": "lmcore/tracking.py",
     "pandas": "lmcore/corpus/schema.py",
     "pandera": "lmcore/corpus/schema.py",
+    "ray": "lmcore/cluster.py",
     "ruamel": ("lmcore/params.py", "lmcore/rewrite.py"),
     "tiktoken": "lmcore/tokenizer",
     "tokenizers": "lmcore/tokenizer",

@@ -21,6 +21,7 @@ AUTO = HardwareParams(
     processes=None,
     sharding=None,
     workers="auto",
+    data_engine="local",
 )
 # Rates of fp32 and bf16 products, FLOP/s, that the played processors reach.
 RATES = {"plain": (1.2e11, 1.2e9), "amx": (1.9e11, 1.2e12), "emulated": (1.2e11, 1.1e11)}

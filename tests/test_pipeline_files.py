@@ -20,7 +20,9 @@ PARAMS = read_params(ROOT / "params.yaml")
 SHARED_SECTIONS = {"model", "hardware", "profiles"}  # every other one belongs to the stage of its name
 
 # They word, watch and speed up a run and cannot change what it makes, so that editing them runs nothing again.
-CANNOT_CHANGE_RESULTS = {Path(f"lmcore/{name}.py") for name in ("errors", "progress", "tracking", "workers")}
+CANNOT_CHANGE_RESULTS = {
+    Path(f"lmcore/{name}.py") for name in ("cluster", "engine", "errors", "progress", "scratch", "tracking", "workers")
+}
 MADE_BY_STAGES = ("data", "models", "reports")
 
 each_stage = pytest.mark.parametrize("stage", STAGES)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import BinaryIO, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,14 +91,15 @@ def batch(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 class DocumentWriter:
-    """The documents of one split as parquet parts, part-00000.parquet and so on; equal documents give equal bytes."""
+    """Documents of one source as parquet parts, part-00000.parquet and so on; equal documents give equal bytes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, source: str) -> None:
         folder.mkdir(parents=True)
+        self._columns = DOCUMENT_COLUMNS.with_metadata({"source": source})
         self._folder = folder
         self._part: pq.ParquetWriter | None = None
         self._parts = self._part_bytes = 0
-        self.documents = self.characters = self.bytes = 0
+        self.documents = self.bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -113,16 +114,15 @@ class DocumentWriter:
         part = self._part
         if part is None or self._part_bytes >= PART_BYTES:
             part = self._begin_part()
-        part.write_table(to_table(documents, DOCUMENT_COLUMNS))
+        part.write_table(to_table(documents, self._columns))
         size = sum(document.bytes for document in documents)
         self._part_bytes += size
         self.bytes += size
-        self.characters += sum(len(document.text) for document in documents)
         self.documents += len(documents)
 
     def _begin_part(self) -> pq.ParquetWriter:
         self._end_part()
-        self._part = open_parquet(self._folder / f"part-{self._parts:05d}.parquet", DOCUMENT_COLUMNS)
+        self._part = open_parquet(self._folder / f"part-{self._parts:05d}.parquet", self._columns)
         self._parts += 1
         self._part_bytes = 0
         return self._part
@@ -132,10 +132,10 @@ class DocumentWriter:
             self._part.close()
 
 
-def open_parquet(path: Path, columns: pa.Schema) -> pq.ParquetWriter:
+def open_parquet(file: Path | BinaryIO, columns: pa.Schema) -> pq.ParquetWriter:
     """A parquet file to write tables to. No dictionaries or statistics: hardly two texts are equal."""
     return pq.ParquetWriter(
-        path, columns, compression="zstd", use_dictionary=False, write_statistics=False, write_page_checksum=True
+        file, columns, compression="zstd", use_dictionary=False, write_statistics=False, write_page_checksum=True
     )
 
 
@@ -173,6 +173,12 @@ class DocumentPart:
         with self._opened() as file:
             groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
             return sum(group.column(TEXT_COLUMN).total_uncompressed_size for group in groups)
+
+    @property
+    def source(self) -> str:
+        """The name of the source that the documents come from."""
+        with self._opened() as file:
+            return str(file.schema_arrow.metadata[b"source"].decode())
 
     def fingerprint(self) -> str:
         """SHA-256 of the file."""

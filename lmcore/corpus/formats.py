@@ -12,8 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.corpus.documents import Document, Rejection, excerpt
-from lmcore.errors import ArtifactError
-from lmcore.files import read_json
 
 CHUNK_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 30  # parquet's own limit for one value is 2 GiB
@@ -57,6 +55,7 @@ class RawFile:
     path: Path
     name: str
     layout: Layout
+    groups: tuple[int, int] | None = None  # of a parquet file, which row groups: [first, end)
     kind: str = field(init=False)  # its suffix without that of the compression
     compression: str | None = field(init=False)
 
@@ -66,11 +65,19 @@ class RawFile:
         object.__setattr__(self, "compression", compression)
         object.__setattr__(self, "kind", (name.with_suffix("") if compression else name).suffix)
 
+    @property
+    def size(self) -> int:
+        """Bytes on disk, of those row groups where they are chosen."""
+        if self.groups is None:
+            return self.path.stat().st_size
+        with pq.ParquetFile(self.path) as parquet:
+            return sum(parquet.metadata.row_group(group).total_byte_size for group in range(*self.groups))
+
     def reject(self, reason: str) -> Rejection:
         """The file, or the rest of it, as one rejection."""
         with self.path.open("rb") as file:
             beginning = file.read(HEAD_BYTES)
-        return Rejection(self.name, None, reason, self.path.stat().st_size, excerpt(beginning.decode(errors="replace")))
+        return Rejection(self.name, None, reason, self.size, excerpt(beginning.decode(errors="replace")))
 
     def take(self, text: bytes | str | None, row: int | None) -> Document | Rejection:
         """One document, or why it is none: None where a record has no text, `str` as JSON has it."""
@@ -87,19 +94,6 @@ class RawFile:
         with pa.input_stream(str(self.path), compression=self.compression) as stream:
             while chunk := stream.read(CHUNK_BYTES):
                 yield chunk
-
-
-def read_documents(raw: Path, layout: Layout) -> Iterator[Document | Rejection]:
-    """Every document of every file that the manifest in `raw` lists, in order; what cannot be read as a rejection.
-
-    Raises ArtifactError when the manifest, or a file that it lists, is missing.
-    """
-    remedy = "run the download stage (dvc repro download)"
-    for entry in read_json(raw / "manifest.json", remedy)["files"]:
-        path = raw / "files" / entry["path"]
-        if not path.is_file():
-            raise ArtifactError(f"{path} does not exist, though {raw}/manifest.json lists it: {remedy}")
-        yield from read_file(RawFile(path, entry["path"], layout))
 
 
 def read_file(file: RawFile) -> Iterator[Document | Rejection]:
@@ -192,12 +186,12 @@ def _read_parquet(file: RawFile) -> Iterator[Document | Rejection]:
     """A parquet file with the text in a column of it."""
     name = file.layout.text_field
     source = str(file.path) if file.compression is None else pa.BufferReader(join(file.read_bytes()))
-    row = 0
     with pq.ParquetFile(source) as parquet:
-        schema = parquet.schema_arrow
-        if schema.names.count(name) != 1 or not _holds_text(schema.field(name).type):
+        if not has_text(parquet.schema_arrow, name):
             raise UnreadableError("no_text")
-        for group in parquet.iter_batches(PARQUET_ROWS, columns=[name]):
+        first, end = file.groups or (0, parquet.num_row_groups)
+        row = sum(parquet.metadata.row_group(group).num_rows for group in range(first))
+        for group in parquet.iter_batches(PARQUET_ROWS, row_groups=range(first, end), columns=[name]):
             column = group.column(0)
             if pa.types.is_dictionary(column.type):
                 column = column.dictionary_decode()
@@ -206,8 +200,11 @@ def _read_parquet(file: RawFile) -> Iterator[Document | Rejection]:
                 yield file.take(text, row)
 
 
-def _holds_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type is of texts, or of their bytes."""
+def has_text(schema: pa.Schema, name: str) -> bool:
+    """Whether there is one column of this name, of texts or of their bytes."""
+    if schema.names.count(name) != 1:
+        return False
+    kind = schema.field(name).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.null())

@@ -1,192 +1,155 @@
-"""Raw files to clean documents: checked against the schema, freed of duplicates, split in two."""
+"""Raw files to clean documents: checked against the schema, freed of duplicates, split in two.
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from hashlib import blake2b
+Twice through the text, both times many units side by side: once to see what there is, and, after a verdict over the
+whole corpus, once to write what stays.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from unicodedata import normalize
+from typing import Any
 
-from pydantic import Field, model_validator
+import numpy as np
 
-from lmcore.corpus.documents import (
-    REJECTION_COLUMNS,
-    Document,
-    DocumentWriter,
-    Rejection,
-    batch,
-    excerpt,
-    iterate_texts,
-    open_parquet,
-    to_table,
-)
-from lmcore.corpus.formats import Layout, read_documents
-from lmcore.corpus.leakage import measure_leakage
-from lmcore.corpus.quality import GOPHER
-from lmcore.corpus.schema import build_schema, find_reasons
-from lmcore.corpus.split import split_by_hash, split_by_tail
-from lmcore.errors import DataError
-from lmcore.files import write_folder
-from lmcore.params import Int, Section
+from lmcore.corpus.documents import Document, DocumentWriter, batch, list_parts
+from lmcore.corpus.evaluation import open_evaluation
+from lmcore.corpus.formats import Layout
+from lmcore.corpus.overlap import measure_overlap
+from lmcore.corpus.settings import PrepareParams
+from lmcore.corpus.split import HashSplit, TailSplit
+from lmcore.corpus.survey import read_normalised, survey_unit
+from lmcore.corpus.units import REMEDY, Unit, list_units
+from lmcore.corpus.verdict import Judge
+from lmcore.errors import ArtifactError, DataError
+from lmcore.files import copy_fast, read_json, save_array, write_folder, write_json
+from lmcore.progress import BytesProgress
+from lmcore.scratch import reserve
+from lmcore.workers import HERE, Engine
 
-LOST = {"damaged", "broken_row"}  # rejections that may stand for many documents
-EXAMPLES = 5  # of rejected documents in an error message
+SPLITS = ("train", "validation")
 
 
-class PrepareParams(Section):
-    """Section `prepare`. Validation is a fraction of the documents (hash) or of the characters (tail)."""
+@dataclass(frozen=True)
+class Selection:
+    """What to write of a unit: the documents that `stays`, an array in a file, marks, divided by `split`."""
 
-    text_field: Annotated[str, Field(min_length=1)]
-    separator: Annotated[str, Field(min_length=1)] | None
-    split: Literal["hash", "tail"]
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
-    min_characters: Annotated[Int, Field(ge=0)]
-    max_characters: Int | None
-    max_rejected_fraction: Annotated[float, Field(ge=0, le=1)]
-    max_leakage: Annotated[float, Field(ge=0, le=1)] | None
-    unicode: Literal["as_is", "nfc"]
-    newlines: Literal["as_is", "unix"]
-    quality: Literal["none", "gopher"]
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.max_characters is not None and self.max_characters < max(1, self.min_characters):
-            raise ValueError(
-                f"prepare.max_characters={self.max_characters}: must be at least 1 and at least "
-                f"prepare.min_characters={self.min_characters}, or null for no limit"
-            )
-        return self
+    unit: Unit
+    stays: Path
+    split: HashSplit | TailSplit
 
 
-def prepare(params: PrepareParams, raw: Path, folder: Path) -> tuple[dict[str, Any], dict[int, int]]:
+def prepare(
+    params: PrepareParams, raw: Path, folder: Path, *, scratch: Path, engine: Engine = HERE
+) -> tuple[dict[str, Any], dict[int, int]]:
     """Make `folder`: {train,validation}/part-*.parquet with the kept documents, rejected.parquet with the others.
 
-    Returns the stage's metrics, and how many of the kept documents have from so many characters to twice as many, by
-    that power of two. Memory holds a batch of documents, and of every kept one its id and a 16-byte digest. Raises
-    DataError when too much is rejected, nothing is kept, a split is empty, or too much of the validation text occurs in
-    the training text; nothing is written then.
+    What is done waits in `scratch`: a killed stage goes on from there. The result depends on the text and on `params`
+    alone. Returns the stage's metrics, and how many of the kept documents have from so many characters to twice as
+    many, by that power of two. Memory does not grow with the corpus. Raises DataError when too much is rejected,
+    nothing is kept, a split is empty, or too much of the validation text occurs in the training text; nothing is
+    written then.
     """
-    with write_folder(folder) as partial:
-        with (
-            Cleaner(params, partial / "rejected.parquet") as cleaner,
-            DocumentWriter(partial / "train") as train,
-            DocumentWriter(partial / "validation") as validation,
-        ):
-            kept = cleaner.clean(read_documents(raw, Layout(params.text_field, params.separator)))
-            if params.split == "hash":
-                parts = split_by_hash(kept, params.validation_fraction)
-            else:
-                parts = split_by_tail(kept, params.validation_fraction, spool=partial / "spool")
-            for part in parts:
-                train.write(part["train"])
-                validation.write(part["validation"])
-        cleaner.require_enough()
-        _require_both(params, train.documents, validation.documents)
-        leakage = measure_leakage(iterate_texts(partial / "validation"), iterate_texts(partial / "train"))
-        if params.max_leakage is not None and leakage > params.max_leakage:
+    evaluation = [] if params.contamination is None else [open_evaluation(params.contamination)]
+    units = list_units(raw, Layout(params.text_field, params.separator))
+    work = [params.model_dump(), read_json(raw / "manifest.json", REMEDY)]
+    with reserve(scratch, work) as place, write_folder(folder) as new:
+        selections, judge = select_documents(units, params, new / "rejected.parquet", place, engine)
+        counts = write_documents(selections, params, new, place, engine)
+        for name, split in zip(("training", "validation"), SPLITS, strict=True):
+            if not counts[split]["documents"]:
+                raise DataError(explain_empty(name, params))
+        train, validation = (list_parts(new / split) for split in SPLITS)
+        metrics: dict[str, Any] = {
+            "documents": judge.documents,
+            "kept": judge.kept,
+            "rejected": dict(sorted(judge.rejected.items())),
+            "duplicates": judge.duplicates.total(),
+            **({} if params.near_duplicates is None else {"near_duplicates": judge.duplicates["near_duplicate"]}),
+            **{f"{split}_documents": counts[split]["documents"] for split in SPLITS},
+            **{f"{split}_bytes": counts[split]["bytes"] for split in SPLITS},
+            "leakage": measure_overlap(validation, train, place, engine),
+        }
+        if evaluation:
+            metrics["contamination"] = measure_overlap(evaluation, train, place, engine)
+        if params.max_leakage is not None and metrics["leakage"] > params.max_leakage:
             raise DataError(
-                f"{leakage:.2%} of validation's sequences of 13 words occur in the training text, more than "
-                f"prepare.max_leakage={params.max_leakage:g} allows: remove near copies, or raise that limit"
+                f"{metrics['leakage']:.2%} of validation's sequences of 13 words occur in the training text, more than "
+                f"prepare.max_leakage={params.max_leakage:g} allows: remove near copies (prepare.near_duplicates), or "
+                f"raise that limit"
             )
-    metrics = {
-        "documents": cleaner.documents,
-        "kept": cleaner.kept,
-        "rejected": dict(sorted(cleaner.rejected.items())),
-        "duplicates": cleaner.duplicates,
-        "train_documents": train.documents,
-        "validation_documents": validation.documents,
-        "train_bytes": train.bytes,
-        "validation_bytes": validation.bytes,
-        "leakage": leakage,
-    }
-    return metrics, dict(sorted(cleaner.lengths.items()))
+    return metrics, dict(sorted(judge.lengths.items()))
 
 
-class Cleaner:
-    """Lets the good documents pass and keeps account of the rest: documents = kept + rejected + duplicates."""
-
-    def __init__(self, params: PrepareParams, listing: Path) -> None:
-        self.documents = self.kept = self.duplicates = 0
-        self.rejected: Counter[str] = Counter()
-        self.lengths: Counter[int] = Counter()  # of the kept ones, in characters, rounded down to a power of two
-        self._params = params
-        self._examples: list[str] = []
-        self._kept_bytes = self._lost_bytes = 0
-        self._seen: dict[bytes, str] = {}  # digest of a text -> id of the first document that has it
-        rules = GOPHER if params.quality == "gopher" else {}
-        self._schema = build_schema(params.min_characters, params.max_characters, rules)
-        self._listing = open_parquet(listing, REJECTION_COLUMNS)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listing.close()
-
-    def clean(self, items: Iterable[Document | Rejection]) -> Iterator[list[Document]]:
-        """The documents to keep, in order, a batch at a time. All others go to the listing with their reasons."""
-        for some in batch(map(self._normalise, items)):
-            reasons = iter(find_reasons([item for item in some if isinstance(item, Document)], self._schema))
-            outcomes = [self._judge(item, next(reasons)) if isinstance(item, Document) else item for item in some]
-            kept = [outcome for outcome in outcomes if isinstance(outcome, Document)]
-            self._record([outcome for outcome in outcomes if isinstance(outcome, Rejection)])
-            self.documents += len(some)
-            self.kept += len(kept)
-            self._kept_bytes += sum(document.bytes for document in kept)
-            self.lengths.update(1 << len(document.text).bit_length() - 1 for document in kept)
-            yield kept
-
-    def _normalise(self, item: Document | Rejection) -> Document | Rejection:
-        """The document as the parameters want its text; as published unless they say otherwise."""
-        if isinstance(item, Rejection):
-            return item
-        text = item.text
-        if self._params.newlines == "unix":
-            text = text.replace("\r\n", "\n").replace("\r", "\n")
-        if self._params.unicode == "nfc":
-            text = normalize("NFC", text)
-        return item if text == item.text else Document.of(item.file, text, item.row)
-
-    def _judge(self, document: Document, reason: str | None) -> Document | Rejection:
-        if reason is not None:
-            return Rejection(document.file, document.row, reason, document.bytes, excerpt(document.text))
-        first = self._seen.setdefault(blake2b(document.text.encode(), digest_size=16).digest(), document.id)
-        if first != document.id:
-            return Rejection(document.file, document.row, "duplicate", document.bytes, first)
-        return document
-
-    def _record(self, rejections: list[Rejection]) -> None:
-        if not rejections:
-            return
-        self._listing.write_table(to_table(rejections, REJECTION_COLUMNS))
-        reasons = Counter(rejection.reason for rejection in rejections)
-        self.duplicates += reasons.pop("duplicate", 0)
-        self.rejected += reasons
-        self._lost_bytes += sum(rejection.bytes for rejection in rejections if rejection.reason in LOST)
-        examples = [f"{rejection.id}: {rejection.reason}" for rejection in rejections if rejection.reason in reasons]
-        self._examples += examples[: EXAMPLES - len(self._examples)]
-
-    def require_enough(self) -> None:
-        """Raise DataError, naming reasons and examples, when nothing or too little of the text was kept."""
-        if self.documents == 0:
-            raise DataError("the corpus is empty: no file of data/raw holds a document")
-        rejected, limit = self.rejected.total(), self._params.max_rejected_fraction
-        counts = ", ".join(f"{reason} {count:,}" for reason, count in self.rejected.most_common())
-        account = f"{rejected:,} of {self.documents:,} documents rejected ({counts}), e.g. {', '.join(self._examples)}"
-        if self.kept == 0:
-            raise DataError(f"the corpus is empty: {account}; mend these files or give others (download.path)")
-        # What a damaged file would have held is not known by number.
-        if rejected > limit * self.documents or self._lost_bytes > limit * (self._kept_bytes + self._lost_bytes):
-            remedy = "mend or remove these files, or raise that limit"
-            raise DataError(f"{account}; more than prepare.max_rejected_fraction={limit:g} allows: {remedy}")
+def select_documents(
+    units: Sequence[Unit], params: PrepareParams, listing: Path, place: Path, engine: Engine
+) -> tuple[list[Selection], Judge]:
+    """Which documents of each unit stay, the others listed in `listing`, and the account of all."""
+    chosen: list[tuple[Unit, Path, int]] = []
+    sizes = [unit.size for unit in units]
+    with Judge(params, listing, place) as judge, BytesProgress("prepare: checking", sum(sizes)) as progress:
+        surveys = engine.map(partial(survey_unit, params=params, place=place), units)
+        for unit, survey in zip(units, progress.follow(surveys, sizes), strict=True):
+            stays, begin = place / f"stays-{unit.number:06d}.npy", judge.kept_characters
+            save_array(stays, judge.judge(survey))
+            chosen.append((unit, stays, begin))
+    judge.require_enough()
+    if params.split == "hash":
+        return [Selection(unit, stays, HashSplit(params.validation_fraction)) for unit, stays, _ in chosen], judge
+    cut = TailSplit.find_cut(judge.kept_characters, params.validation_fraction)
+    return [Selection(unit, stays, TailSplit(cut, begin)) for unit, stays, begin in chosen], judge
 
 
-def _require_both(params: PrepareParams, train_documents: int, validation_documents: int) -> None:
-    empty = {"training": train_documents, "validation": validation_documents}
-    for name, documents in empty.items():
-        if documents == 0:
-            raise DataError(
-                f"no text is left for {name} with prepare.split={params.split} and prepare.validation_fraction="
-                f"{params.validation_fraction:g}: choose another fraction"
-                + (", or prepare.split=tail, which cuts inside a document" if params.split == "hash" else "")
-            )
+def write_documents(
+    selections: Sequence[Selection], params: PrepareParams, folder: Path, place: Path, engine: Engine
+) -> dict[str, dict[str, int]]:
+    """The parts of both splits in `folder`, numbered in order. Returns documents and bytes of each."""
+    counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
+    sizes = [selection.unit.size for selection in selections]
+    for split in SPLITS:
+        (folder / split).mkdir()
+    numbers = dict.fromkeys(SPLITS, 0)
+    with BytesProgress("prepare: writing", sum(sizes)) as progress:
+        written = engine.map(partial(write_unit, params=params, place=place), selections)
+        for unit_folder in progress.follow(written, sizes):
+            unit_counts = read_json(unit_folder / "counts.json", "run the same command again")
+            for split in SPLITS:
+                for part in sorted((unit_folder / split).iterdir()):
+                    copy_fast(part, folder / split / f"part-{numbers[split]:05d}.parquet")
+                    numbers[split] += 1
+                for unit in counts[split]:
+                    counts[split][unit] += unit_counts[split][unit]
+    return counts
+
+
+def write_unit(selection: Selection, *, params: PrepareParams, place: Path) -> Path:
+    """The folder below `place` with the unit's parts of both splits and counts.json, made unless it is there."""
+    unit = selection.unit
+    folder = place / f"documents-{unit.number:06d}"
+    if folder.exists():
+        return folder
+    stays = np.load(selection.stays)
+    seen = 0
+    with write_folder(folder) as new:
+        writers = {split: DocumentWriter(new / split, unit.source) for split in SPLITS}
+        with writers["train"], writers["validation"]:
+            for items in batch(read_normalised(unit, params)):
+                marks = stays[seen : seen + len(items)].tolist()
+                seen += len(items)
+                if len(marks) < len(items):
+                    raise ArtifactError(f"{unit.files[0].path} changed while it was read: {REMEDY}")
+                chosen = [item for item, mark in zip(items, marks, strict=True) if mark and isinstance(item, Document)]
+                for split, some in zip(SPLITS, selection.split.split(chosen), strict=True):
+                    writers[split].write(some)
+        counts = {split: {"documents": writer.documents, "bytes": writer.bytes} for split, writer in writers.items()}
+        write_json(new / "counts.json", counts)
+    return folder
+
+
+def explain_empty(name: str, params: PrepareParams) -> str:
+    """What to do about a split without text."""
+    return (
+        f"no text is left for {name} with prepare.split={params.split} and prepare.validation_fraction="
+        f"{params.validation_fraction:g}: choose another fraction"
+        + (", or prepare.split=tail, which cuts inside a document" if params.split == "hash" else "")
+    )

@@ -8,10 +8,10 @@ import pandera.pandas as pandera
 from lmcore.corpus.documents import Document
 from lmcore.corpus.quality import GOPHER, measure_quality
 
+Schema = pandera.DataFrameSchema
 
-def build_schema(
-    min_characters: int, max_characters: int | None, quality: Mapping[str, tuple[float, float]]
-) -> pandera.DataFrameSchema:
+
+def build_schema(min_characters: int, max_characters: int | None, quality: Mapping[str, tuple[float, float]]) -> Schema:
     """The rules for one batch of documents, described by `describe`. The first broken one is the reason of refusal.
 
     nul_byte    holds U+0000: a binary file that happens to be valid UTF-8
@@ -49,7 +49,7 @@ def describe(documents: Sequence[Document], quality: Sequence[str]) -> pd.DataFr
     )
 
 
-def find_reasons(documents: Sequence[Document], schema: pandera.DataFrameSchema) -> list[str | None]:
+def find_reasons(documents: Sequence[Document], schema: Schema) -> list[str | None]:
     """For each document the name of the first rule that its text breaks, None for a good one."""
     reasons: list[str | None] = [None] * len(documents)
     if not documents:

@@ -1,52 +1,57 @@
 """Which text is for training and which for validation: by a hash of the name, or the tail of the whole."""
 
-import shutil
-from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from hashlib import blake2b
-from pathlib import Path
 
-from lmcore.corpus.documents import Document, DocumentWriter, iterate_documents
+from lmcore.corpus.documents import Document
 
-Split = dict[str, list[Document]]
+Parts = tuple[list[Document], list[Document]]  # for training and for validation
 
 
-def split_by_hash(batches: Iterable[list[Document]], fraction: float) -> Iterator[Split]:
-    """Each document to train or validation by a hash of its id: it stays where it is whatever joins or leaves."""
-    for documents in batches:
-        parts: Split = {"train": [], "validation": []}
+@dataclass(frozen=True)
+class HashSplit:
+    """Each document by a hash of its id: it stays where it is whatever joins or leaves."""
+
+    fraction: float
+
+    def split(self, documents: list[Document]) -> Parts:
+        """The documents in order, `fraction` of them for validation."""
+        train: list[Document] = []
+        validation: list[Document] = []
         for document in documents:
             place = int.from_bytes(blake2b(document.id.encode(), digest_size=8).digest(), "big")
-            parts["validation" if place < fraction * 2**64 else "train"].append(document)
-        yield parts
+            (validation if place < self.fraction * 2**64 else train).append(document)
+        return train, validation
 
 
-def split_by_tail(batches: Iterable[list[Document]], fraction: float, spool: Path) -> Iterator[Split]:
-    """The last `fraction` of the characters to validation, all before to train: nanoGPT's split.
+@dataclass
+class TailSplit:
+    """The first `cut` characters of the whole text for training, the others for validation: nanoGPT's split.
 
-    The document across the cut becomes two, ID#train and ID#validation. Where to cut is known at the end only, so
-    the documents wait in the folder `spool`, which is gone afterwards.
-
-    tail of 0.1 of tinyshakespeare's 1,115,394 characters: 1,003,854 to train, 111,540 to validation
+    The document across the cut becomes two, ID#train and ID#validation.
     """
-    with DocumentWriter(spool) as writer:
-        for documents in batches:
-            writer.write(documents)
-    if not writer.documents:
-        return
-    cut = int(writer.characters * (1 - Fraction(str(fraction))))  # exact: 100 * (1 - 0.07) is 92.99... in floats
-    begin = 0
-    for documents in iterate_documents(spool):
-        parts: Split = {"train": [], "validation": []}
+
+    cut: int
+    begin: int  # characters of the whole text before the next documents
+
+    @staticmethod
+    def find_cut(characters: int, fraction: float) -> int:
+        """Where to cut so many characters: 1,003,854 for a tenth of tinyshakespeare's 1,115,394 as validation."""
+        return int(characters * (1 - Fraction(str(fraction))))  # exact: 100 * (1 - 0.07) is 92.99... in floats
+
+    def split(self, documents: list[Document]) -> Parts:
+        """The documents in order, those after the last call's."""
+        train: list[Document] = []
+        validation: list[Document] = []
         for document in documents:
-            inside = cut - begin  # where the cut falls, in characters of this document
-            begin += len(document.text)
+            inside = self.cut - self.begin  # where the cut falls, in characters of this document
+            self.begin += len(document.text)
             if inside >= len(document.text):
-                parts["train"].append(document)
+                train.append(document)
             elif inside <= 0:
-                parts["validation"].append(document)
+                validation.append(document)
             else:
-                parts["train"].append(Document.of(f"{document.id}#train", document.text[:inside]))
-                parts["validation"].append(Document.of(f"{document.id}#validation", document.text[inside:]))
-        yield parts
-    shutil.rmtree(spool)
+                train.append(Document.of(f"{document.id}#train", document.text[:inside]))
+                validation.append(Document.of(f"{document.id}#validation", document.text[inside:]))
+        return train, validation

@@ -1,9 +1,7 @@
 """Documents to token shards: parts of the text side by side, their tokens in order, resumed after a kill."""
 
-import fcntl
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -15,12 +13,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lmcore.errors import ArtifactError, DataError
-from lmcore.files import fingerprint, read_json, write_file, write_folder, write_json
+from lmcore.files import read_json, save_array, write_folder, write_json
 from lmcore.params import Int, Section
-from lmcore.progress import BytesProgress, say
+from lmcore.progress import BytesProgress
+from lmcore.scratch import reserve
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokens.shards import MANIFEST, ShardWriter
-from lmcore.workers import map_in_processes
+from lmcore.workers import HERE, Engine
 
 
 class EncodeParams(Section):
@@ -50,17 +49,17 @@ def encode_splits(
     folder: Path,
     *,
     scratch: Path,
-    workers: int = 1,
+    engine: Engine = HERE,
 ) -> dict[str, int | float | str]:
     """Write the shards of every split and the manifest; the folder appears whole or not at all.
 
     Encoded parts wait in `scratch` until all are there: a killed stage goes on from them. The result depends on the
-    documents and the tokenizer alone, not on `workers` or on what was killed. Returns the metrics: SPLIT_tokens of
+    documents and the tokenizer alone, not on the `engine` or on what was killed. Returns the metrics: SPLIT_tokens of
     each, bytes_per_token over all of them, dtype. Raises DataError for a split without text.
     """
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     names = {split: [part.fingerprint() for part in parts] for split, parts in splits.items()}
-    with reserve(scratch, fingerprint([tokenizer.fingerprint, names])) as place, write_folder(folder) as new:
+    with reserve(scratch, [tokenizer.fingerprint, names]) as place, write_folder(folder) as new:
         sizes = {
             split: [0 if (place / name).exists() else part.size for name, part in zip(names[split], parts, strict=True)]
             for split, parts in splits.items()
@@ -69,8 +68,8 @@ def encode_splits(
         entries = {}
         with BytesProgress("encode", sum(map(sum, sizes.values()))) as progress:
             for split, parts in splits.items():
-                threads = 1 if min(workers, len(parts)) > 1 else workers
-                encoded = map_in_processes(partial(work, threads=threads), parts, workers)
+                threads = 1 if min(engine.workers, len(parts)) > 1 else engine.workers
+                encoded = engine.map(partial(work, threads=threads), parts)
                 writer = ShardWriter(new, split, params.shard_tokens, dtype)
                 counted = progress.follow(encoded, sizes[split])
                 entries[split] = join_parts(writer, split, counted, tokenizer.end_of_text)
@@ -175,40 +174,3 @@ def load_part(folder: Path) -> tuple[NDArray[np.uint64], NDArray[Any], int]:
         raise ArtifactError(
             f"{folder} is damaged ({' '.join(str(error).split())}) and removed: run the same command again"
         ) from None
-
-
-def save_array(path: Path, array: NDArray[Any]) -> None:
-    """A .npy file, on disk when this returns; np.save would not tell a full disk from other failures."""
-    with write_file(path) as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(array.tobytes())
-
-
-@contextmanager
-def reserve(scratch: Path, key: str) -> Iterator[Path]:
-    """The folder scratch/key for this process alone, removed when the block ends well, with what others left behind.
-
-    A second process with the same key waits for the first.
-    """
-    scratch.mkdir(parents=True, exist_ok=True)
-    with (scratch / f"{key}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("encode: waiting for another process that encodes the same text")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        for other in scratch.glob("*.lock"):
-            if other.stem != key:
-                _remove_unless_held(other)
-        yield scratch / key
-        shutil.rmtree(scratch / key, ignore_errors=True)
-
-
-def _remove_unless_held(lock: Path) -> None:
-    """Remove the parts that a killed stage left, and that nobody has asked for since."""
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)

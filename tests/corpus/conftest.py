@@ -116,7 +116,7 @@ def make_raw(tmp_path: Path) -> Callable[[dict[str, bytes]], Path]:
             path = raw / "files" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        write_json(raw / "manifest.json", {"files": [{"path": name} for name in sorted(files)]})
+        write_json(raw / "manifest.json", {"files": [{"source": "own", "path": name} for name in sorted(files)]})
         return raw
 
     return make

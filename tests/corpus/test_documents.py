@@ -12,6 +12,7 @@ from lmcore.corpus.documents import (
     excerpt,
     iterate_documents,
     iterate_texts,
+    list_parts,
 )
 from lmcore.errors import ArtifactError
 
@@ -38,18 +39,19 @@ def test_batches_are_bounded_and_lose_nothing(texts, rows, characters):
 
 def test_documents_come_back_in_the_batches_they_were_given(tmp_path):
     batches = [[Document.of("a", TEXT), Document.of("b", "")], [Document.of("c", "c")]]
-    with DocumentWriter(tmp_path / "train") as writer:
+    with DocumentWriter(tmp_path / "train", "own") as writer:
         for some in [*batches, []]:
             writer.write(some)
     size = len(TEXT.encode()) + 1
-    assert (writer.documents, writer.characters, writer.bytes) == (3, len(TEXT) + 1, size)
+    assert (writer.documents, writer.bytes) == (3, size)
+    assert [part.source for part in list_parts(tmp_path / "train")] == ["own"]
     assert list(iterate_documents(tmp_path / "train")) == batches
     assert list(iterate_texts(tmp_path / "train")) == [[TEXT, ""], ["c"]]
 
 
 def test_parts_roll_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(documents_module, "PART_BYTES", 10)
-    with DocumentWriter(tmp_path / "train") as writer:
+    with DocumentWriter(tmp_path / "train", "own") as writer:
         for number in range(12):
             writer.write([Document.of(str(number), f"text {number:02}")])
     names = sorted(path.name for path in (tmp_path / "train").iterdir())
@@ -60,7 +62,7 @@ def test_parts_roll_in_order(tmp_path, monkeypatch):
 def test_missing_and_damaged_parts_are_named(tmp_path):
     with pytest.raises(ArtifactError, match=r"nowhere holds no documents: run the prepare stage"):
         list(iterate_texts(tmp_path / "nowhere"))
-    with DocumentWriter(tmp_path / "train") as writer:
+    with DocumentWriter(tmp_path / "train", "own") as writer:
         writer.write([Document.of("a", TEXT)])
     part = tmp_path / "train/part-00000.parquet"
     content = part.read_bytes()

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from lmcore.corpus import formats
 from lmcore.corpus.documents import Document, Rejection
-from lmcore.corpus.formats import Layout, join_lines, read_documents, split
+from lmcore.corpus.formats import Layout, join_lines, split
+from lmcore.corpus.units import list_units
 from lmcore.errors import ArtifactError
 
 TEXT = "naïve\r\n\x0cpage two\r\tend\u2028\U0001f600"
@@ -26,7 +27,7 @@ MakeRaw = Callable[[dict[str, bytes]], Path]
 
 
 def read(raw: Path, **layout: Any) -> list[Document | Rejection]:
-    return list(read_documents(raw, Layout(**layout)))
+    return [item for unit in list_units(raw, Layout(**layout)) for item in unit.read()]
 
 
 def summarise(items: list[Document | Rejection]) -> list[tuple[int | None, str]]:
@@ -274,7 +275,7 @@ def test_memory_is_that_of_one_document(tmp_path: Path, make_raw: MakeRaw) -> No
     raw = make_raw({"a.jsonl.gz": gzip.compress((line * 20_000).encode(), 1)})  # 100 MB
     tracemalloc.start()
     try:
-        assert sum(item.bytes for item in read_documents(raw, Layout())) == 20_000 * 5000
+        assert sum(item.bytes for unit in list_units(raw, Layout()) for item in unit.read()) == 20_000 * 5000
         assert tracemalloc.get_traced_memory()[1] < 12 << 20
     finally:
         tracemalloc.stop()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,9 +16,11 @@ from hypothesis import strategies as st
 
 from lmcore.corpus import documents as documents_module
 from lmcore.corpus.documents import iterate_documents
-from lmcore.corpus.prepare import PrepareParams, prepare
+from lmcore.corpus.prepare import prepare
+from lmcore.corpus.settings import PrepareParams
 from lmcore.errors import DataError, ParameterError
 from lmcore.params import parse_section
+from lmcore.workers import Processes
 
 
 def make_params(**values: object) -> PrepareParams:
@@ -30,11 +33,18 @@ def make_params(**values: object) -> PrepareParams:
         "max_characters": None,
         "max_rejected_fraction": 1.0,
         "max_leakage": None,
+        "contamination": None,
         "unicode": "as_is",
         "newlines": "as_is",
         "quality": "none",
+        "near_duplicates": None,
     }
     return parse_section(PrepareParams, "prepare", defaults | values)
+
+
+def run(params: PrepareParams, raw: Path, folder: Path, workers: int = 1) -> tuple[dict[str, Any], dict[int, int]]:
+    with Processes(workers) as engine:
+        return prepare(params, raw, folder, scratch=raw.parent / "scratch", engine=engine)
 
 
 def read_split(folder: Path) -> dict[str, str]:
@@ -63,7 +73,7 @@ REASONS = {"empty", "not_utf8", "unsupported_format", "nul_byte", "too_short", "
 
 def test_everything_is_accounted_for(make_raw, tmp_path):
     params = make_params(min_characters=3, max_characters=100)
-    metrics, lengths = prepare(params, make_raw(MIXED), tmp_path / "documents")
+    metrics, lengths = run(params, make_raw(MIXED), tmp_path / "documents")
     train, validation = (read_split(tmp_path / "documents" / name) for name in ("train", "validation"))
     kept = "first text\r\nwith\x0c form feed\n", "second téxt", "third text"
     assert "".join([*train.values(), *validation.values()]) == "".join(kept)
@@ -87,7 +97,7 @@ def test_everything_is_accounted_for(make_raw, tmp_path):
 
 
 def test_the_rejected_are_listed_with_reason_and_place(make_raw, tmp_path):
-    prepare(make_params(min_characters=3, max_characters=100), make_raw(MIXED), tmp_path / "documents")
+    run(make_params(min_characters=3, max_characters=100), make_raw(MIXED), tmp_path / "documents")
     rows = pq.read_table(tmp_path / "documents/rejected.parquet").to_pylist()
     assert [(row["file"], row["reason"], row["bytes"]) for row in rows] == [
         ("b/blank.txt", "empty", 3),
@@ -112,7 +122,7 @@ contents = st.one_of(st.binary(max_size=5), st.text(max_size=9).map(str.encode),
 def test_laws(make_raw, tmp_path_factory, files, split):
     folder = tmp_path_factory.mktemp("laws") / "documents"
     try:
-        metrics, lengths = prepare(make_params(split=split), make_raw(files), folder)
+        metrics, lengths = run(make_params(split=split), make_raw(files), folder)
     except DataError:
         assert not folder.exists()
         return
@@ -138,7 +148,7 @@ def test_twice_gives_the_same_bytes(make_raw, tmp_path, split, monkeypatch):
     monkeypatch.setattr(documents_module, "BATCH_ROWS", 7)
     monkeypatch.setattr(documents_module, "PART_BYTES", 300)
     raw = make_raw({f"{number}.txt": b"text %d" % (number % 90) for number in range(100)})
-    metrics = [prepare(make_params(split=split), raw, tmp_path / name) for name in ("one", "two")]
+    metrics = [run(make_params(split=split), raw, tmp_path / name) for name in ("one", "two")]
     assert metrics[0] == metrics[1]
     assert read_bytes(tmp_path / "one") == read_bytes(tmp_path / "two")
     assert metrics[0][0]["duplicates"] == 10  # far apart, in other batches
@@ -146,11 +156,11 @@ def test_twice_gives_the_same_bytes(make_raw, tmp_path, split, monkeypatch):
 
 def test_overlap_of_the_splits_is_measured(make_raw, tmp_path):
     words = b" ".join(b"word%d" % number for number in range(100))
-    metrics, _ = prepare(make_params(), make_raw({"a.txt": words, "b.txt": words + b" end"}), tmp_path / "documents")
+    metrics, _ = run(make_params(), make_raw({"a.txt": words, "b.txt": words + b" end"}), tmp_path / "documents")
     assert 0.9 < metrics["leakage"] < 1
     shutil.rmtree(tmp_path / "documents")
     with pytest.raises(DataError, match=r"^9.* of validation's .*more than prepare\.max_leakage=0\.5 allows: remove"):
-        prepare(make_params(max_leakage=0.5), tmp_path / "raw", tmp_path / "documents")
+        run(make_params(max_leakage=0.5), tmp_path / "raw", tmp_path / "documents")
     assert not (tmp_path / "documents").exists()
 
 
@@ -165,7 +175,7 @@ def test_overlap_of_the_splits_is_measured(make_raw, tmp_path):
 )
 def test_text_is_as_published_unless_asked(make_raw, tmp_path, values, text):
     raw = make_raw({"a.txt": "e\u0301\r\nb\rc\n".encode(), "b.txt": "\u00e9\nb\nc\n".encode(), "c.txt": b"other" * 3})
-    metrics, _ = prepare(make_params(split="tail", **values), raw, tmp_path / "documents")
+    metrics, _ = run(make_params(split="tail", **values), raw, tmp_path / "documents")
     train, validation = (read_split(tmp_path / "documents" / name) for name in ("train", "validation"))
     both = "".join([*train.values(), *validation.values()])
     assert both.startswith(text)
@@ -177,12 +187,12 @@ def test_much_that_is_lost_at_once_counts_by_its_bytes(make_raw, tmp_path):
     rows = [f"row {number}" for number in range(100)]
     raw = make_raw({"a.csv": "\n".join(["text", *rows, '"no end', *rows, *rows]).encode()})
     with pytest.raises(DataError, match=r"1 of 101 documents rejected .*e\.g\. a\.csv:\d+: broken_row; more"):
-        prepare(make_params(max_rejected_fraction=0.1), raw, tmp_path / "documents")
+        run(make_params(max_rejected_fraction=0.1), raw, tmp_path / "documents")
 
 
 def test_rows_of_a_table_are_documents_with_their_place(make_raw, tmp_path):
     lines = [b'{"text": "one text"}', b"{", b'{"text": "two text"}', b'{"text": " "}', b'{"text": "one text"}']
-    prepare(make_params(), make_raw({"a.jsonl": b"\n".join(lines), "b.txt": b"three"}), tmp_path / "documents")
+    run(make_params(), make_raw({"a.jsonl": b"\n".join(lines), "b.txt": b"three"}), tmp_path / "documents")
     rows = pq.read_table(tmp_path / "documents/rejected.parquet").to_pylist()
     assert [(row["file"], row["row"], row["reason"]) for row in rows] == [
         *(("a.jsonl", 2, "broken_json"), ("a.jsonl", 4, "empty"), ("a.jsonl", 5, "duplicate")),
@@ -223,14 +233,14 @@ def test_rows_of_a_table_are_documents_with_their_place(make_raw, tmp_path):
 )
 def test_a_corpus_that_will_not_do(make_raw, tmp_path, files, values, message):
     with pytest.raises(DataError, match=message):
-        prepare(make_params(**values), make_raw(files), tmp_path / "documents")
+        run(make_params(**values), make_raw(files), tmp_path / "documents")
     assert not (tmp_path / "documents").exists()
     assert list(tmp_path.glob(".*partial*")) == []
 
 
 def test_the_limit_counts_no_duplicates(make_raw, tmp_path):
     raw = make_raw({f"{number}.txt": b"the same" for number in range(9)} | {"9.txt": b" "})
-    assert prepare(make_params(max_rejected_fraction=0.1), raw, tmp_path / "documents")[0]["duplicates"] == 8
+    assert run(make_params(max_rejected_fraction=0.1), raw, tmp_path / "documents")[0]["duplicates"] == 8
 
 
 @pytest.mark.parametrize(
@@ -259,12 +269,15 @@ def test_a_disk_that_is_full_is_one_line(make_raw, tmp_path):
     code = f"""
 import resource
 from pathlib import Path
-from lmcore.corpus.prepare import PrepareParams, prepare
+from typing import Any
+from lmcore.corpus.prepare import prepare
+from lmcore.corpus.settings import PrepareParams
 from lmcore.errors import report_errors
+folder = Path({str(tmp_path)!r})
 params = PrepareParams.model_validate({make_params().model_dump()!r})
 with report_errors():
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    prepare(params, Path({str(tmp_path)!r}, "raw"), Path({str(tmp_path)!r}, "documents"))
+    prepare(params, folder / "raw", folder / "documents", scratch=folder / "scratch")
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -272,4 +285,4 @@ with report_errors():
         r"error: .*the file would grow over the system's limit: raise it \(ulimit -f\)\n", result.stderr
     )
     assert result.returncode == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "scratch"]

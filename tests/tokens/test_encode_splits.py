@@ -25,6 +25,7 @@ from lmcore.tokenizer.bpe import BpeTokenizer
 from lmcore.tokenizer.byte import ByteTokenizer
 from lmcore.tokens.encode import EncodeParams, TextPart, Texts, encode_splits
 from lmcore.tokens.shards import TokenShards
+from lmcore.workers import Processes
 
 BYTE = ByteTokenizer.create()
 BPE = BpeTokenizer.train([["the cat sat on the mat " * 3]], 290)
@@ -107,9 +108,10 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 
 def encode(folder: Path, workers: int = 1, splits: Mapping[str, Sequence[TextPart]] = SPLITS) -> dict[str, bytes]:
-    encode_splits(
-        EncodeParams(shard_tokens=50), splits, BPE, folder / "tokens", scratch=folder / "scratch", workers=workers
-    )
+    with Processes(workers) as engine:
+        encode_splits(
+            EncodeParams(shard_tokens=50), splits, BPE, folder / "tokens", scratch=folder / "scratch", engine=engine
+        )
     return read_folder(folder / "tokens")
 
 

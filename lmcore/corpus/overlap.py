@@ -1,11 +1,16 @@
-"""How much of the validation text occurs word for word in the training text."""
+"""How much of one text occurs word for word in another: validation in the training text, a benchmark in it."""
 
 import re
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lmcore.files import save_array
+from lmcore.workers import Engine
 
 SEQUENCE_WORDS = 13  # GPT-3's measure of contamination (Brown et al. 2020, appendix C)
 SEQUENCE_SAMPLE = 1 << 20  # of validation's sequences: all of them in a validation text below some 5 MB
@@ -16,23 +21,49 @@ BASE = 0x9E3779B97F4A7C15  # odd, and without pattern: 2**64 divided by the gold
 Hashes = NDArray[np.uint64]
 
 
-def measure_leakage(validation: Iterable[list[str]], train: Iterable[list[str]]) -> float:
-    """The share of validation's distinct sequences of 13 words that occur in the training text too.
+class TextPart(Protocol):
+    """Some texts, which one process reads at a time; it can be pickled."""
 
-    Memory does not grow with either text: of a large validation text the sequences with the smallest hashes are
-    looked up, a fair sample whose standard error is below 0.0005.
+    def read(self) -> Iterator[list[str]]:
+        """The texts, a batch at a time."""
+
+
+def measure_overlap(sought: Sequence[TextPart], text: Sequence[TextPart], place: Path, engine: Engine) -> float:
+    """The share of the distinct sequences of 13 words in `sought` that occur in `text` too.
+
+    Memory does not grow with either: of much that is sought the sequences with the smallest hashes are looked up, a
+    fair sample whose standard error is below 0.0005. The sample lies in the folder `place` meanwhile.
     """
     sample: Hashes = np.empty(0, np.uint64)
-    for hashes in _iterate_hashes(validation):
+    for hashes in engine.map(sample_sequences, sought):
         sample = _sort_distinct(np.concatenate([sample, hashes]))[:SEQUENCE_SAMPLE]
     if not len(sample):
         return 0.0
+    path = place / "sequences.npy"
+    save_array(path, sample)
     found = np.zeros(len(sample), bool)
-    for hashes in _iterate_hashes(train):
-        hashes = np.sort(hashes[hashes <= sample[-1]])  # sorted ones are looked up twice as fast
-        places = np.searchsorted(sample, hashes)
-        found[places[sample[places] == hashes]] = True
+    for marks in engine.map(partial(find_sequences, sample=path), text):
+        found |= np.unpackbits(marks, count=len(found)).astype(bool)
     return float(np.count_nonzero(found) / len(sample))
+
+
+def sample_sequences(part: TextPart) -> Hashes:
+    """The smallest hashes of sequences in `part`, at most SEQUENCE_SAMPLE, sorted."""
+    sample: Hashes = np.empty(0, np.uint64)
+    for hashes in _iterate_hashes(part.read()):
+        sample = _sort_distinct(np.concatenate([sample, hashes]))[:SEQUENCE_SAMPLE]
+    return sample
+
+
+def find_sequences(part: TextPart, *, sample: Path) -> NDArray[np.uint8]:
+    """Which of the sorted hashes in the file `sample` occur in `part`, a bit for each."""
+    hashes_sought: Hashes = np.load(sample)
+    found = np.zeros(len(hashes_sought), bool)
+    for hashes in _iterate_hashes(part.read()):
+        hashes = np.sort(hashes[hashes <= hashes_sought[-1]])  # sorted ones are looked up twice as fast
+        places = np.searchsorted(hashes_sought, hashes)
+        found[places[hashes_sought[places] == hashes]] = True
+    return np.packbits(found)
 
 
 def _sort_distinct(hashes: Hashes) -> Hashes:
@@ -48,19 +79,19 @@ def _iterate_hashes(batches: Iterable[list[str]]) -> Iterator[Hashes]:
     runs, size = list[bytes](), 0
     for texts in batches:
         for text in texts:
-            for run in split_runs(text):
+            for run in split_runs(text, SEQUENCE_WORDS):
                 runs.append(run)
                 size += len(run)
                 if size >= RUN_CHARACTERS:
-                    yield hash_sequences(runs)
+                    yield hash_sequences(runs, SEQUENCE_WORDS)
                     runs, size = [], 0
-    yield hash_sequences(runs)
+    yield hash_sequences(runs, SEQUENCE_WORDS)
 
 
-def split_runs(text: str) -> Iterator[bytes]:
+def split_runs(text: str, words: int) -> Iterator[bytes]:
     """The text as UTF-8 in runs of about a million characters, each of whole words.
 
-    A run repeats the last 12 words of the one before: every 13 words in a row lie together in exactly one run.
+    A run repeats all but one of the last `words` of the one before: so many in a row lie together in exactly one run.
     """
     begin, overlap = 0, b""
     while begin < len(text):
@@ -68,11 +99,11 @@ def split_runs(text: str) -> Iterator[bytes]:
         end = blank.start() if blank else len(text)
         run = overlap + text[begin:end].encode()
         yield run
-        begin, overlap = end, b" ".join(run.rsplit(None, SEQUENCE_WORDS - 1)[1 - SEQUENCE_WORDS :])
+        begin, overlap = end, b" ".join(run.rsplit(None, words - 1)[1 - words :])
 
 
-def hash_sequences(runs: list[bytes]) -> Hashes:
-    """A 64-bit hash for every 13 words in a row within a run, whatever blanks part them; the same on every machine.
+def hash_sequences(runs: list[bytes], words: int) -> Hashes:
+    """A 64-bit hash for every so many `words` in a row within a run, whatever blanks part them; the same anywhere.
 
     A polynomial hash by prefix sums: bytes t[b:e] have (prefix[e] - prefix[b]) / BASE**b = sum t[i] * BASE**(i - b),
     all modulo 2**64, where an odd BASE has an inverse.
@@ -85,8 +116,8 @@ def hash_sequences(runs: list[bytes]) -> Hashes:
     text = np.where(blank, ord(" "), text)[~(blank & after_blank)]  # one space after every word
     ends = np.flatnonzero(text == ord(" "))
     begins = np.append(0, ends[:-1] + 1)
-    first = np.flatnonzero(runs_of_words[: 1 - SEQUENCE_WORDS] == runs_of_words[SEQUENCE_WORDS - 1 :])
-    begins, ends = begins[first], ends[first + SEQUENCE_WORDS - 1]
+    first = np.flatnonzero(runs_of_words[: 1 - words] == runs_of_words[words - 1 :])
+    begins, ends = begins[first], ends[first + words - 1]
     prefix = np.append(np.uint64(0), np.cumsum(text * _powers(BASE, len(text))))
     hashes = (prefix[ends] - prefix[begins]) * _powers(pow(BASE, -1, 2**64), len(text))[begins]
     # A sample by size needs good high bits.

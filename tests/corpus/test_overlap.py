@@ -1,13 +1,31 @@
 """The measured overlap against plain sets of 13 words."""
 
 import random
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmcore.corpus import leakage
-from lmcore.corpus.leakage import hash_sequences, measure_leakage, split_runs
+from lmcore.corpus import overlap
+from lmcore.corpus.overlap import hash_sequences, measure_overlap, split_runs
+from lmcore.workers import HERE
+
+
+@dataclass(frozen=True)
+class Part:
+    texts: list[str]
+
+    def read(self) -> Iterator[list[str]]:
+        yield self.texts
+
+
+def measure_leakage(validation: list[list[str]], train: list[list[str]]) -> float:
+    with tempfile.TemporaryDirectory() as place:
+        return measure_overlap([*map(Part, validation)], [*map(Part, train)], Path(place), HERE)
 
 
 def collect_plainly(texts: list[str]) -> set[tuple[bytes, ...]]:
@@ -57,26 +75,25 @@ def test_sequences_do_not_reach_across_documents():
 @pytest.mark.parametrize("characters", [1, 7, 100])
 def test_a_long_text_in_runs_is_the_same_text(monkeypatch, characters):
     (text,) = make_texts(1, 1, 300, vocabulary=9)
-    whole = sorted(hash_sequences(list(split_runs(text))))
-    monkeypatch.setattr(leakage, "RUN_CHARACTERS", characters)
-    runs = list(split_runs(text))
+    whole = sorted(hash_sequences(list(split_runs(text, 13)), 13))
+    monkeypatch.setattr(overlap, "RUN_CHARACTERS", characters)
+    runs = list(split_runs(text, 13))
     assert len(runs) > 5
-    assert sorted(hash_sequences(runs)) == whole
+    assert sorted(hash_sequences(runs, 13)) == whole
     assert len(whole) == 300 - 12
 
 
 def test_hashes_are_the_same_everywhere():
     words = b"a b c d e f g h i j k l m"
-    plain = sum(byte * leakage.BASE**place for place, byte in enumerate(words)) % 2**64
-    assert (
-        hash_sequences([b"before " + words.replace(b" ", b"\n\t")])[1] == (plain ^ plain >> 32) * leakage.BASE % 2**64
-    )
+    plain = sum(byte * overlap.BASE**place for place, byte in enumerate(words)) % 2**64
+    hashes = hash_sequences([b"before " + words.replace(b" ", b"\n\t")], 13)
+    assert hashes[1] == (plain ^ plain >> 32) * overlap.BASE % 2**64
 
 
 def test_a_sample_of_a_large_text_is_fair(monkeypatch):
     validation = make_texts(1, 10, 3000, vocabulary=50)
     train = validation[:3] + make_texts(2, 10, 3000, vocabulary=50)
     exact = measure_leakage([validation], [train])
-    monkeypatch.setattr(leakage, "SEQUENCE_SAMPLE", 2000)
+    monkeypatch.setattr(overlap, "SEQUENCE_SAMPLE", 2000)
     assert measure_leakage([validation], [train]) == pytest.approx(exact, abs=0.04)
     assert exact == pytest.approx(0.3, abs=0.001)

@@ -1,0 +1,64 @@
+"""Documents that are almost the same: MinHash signatures and locality-sensitive hashing, by datasketch.
+
+Broder, "On the resemblance and containment of documents" (1997); the way of GPT-3's appendix A, Gopher and SlimPajama.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from lmcore.corpus.overlap import hash_sequences, split_runs
+
+SEQUENCE_WORDS = 5
+PERMUTATIONS = 128  # the standard error of a similarity of 0.8 is 0.035
+SEQUENCES_AT_ONCE = 1 << 14  # whose permutations, 512 bytes each, are in memory
+
+
+def sign(text: bytes) -> bytes:
+    """The signature of UTF-8 `text`, from which the share of common sequences of 5 words can be estimated.
+
+    Empty for a text of fewer words.
+    """
+    sketch = _sketch()
+    is_empty = True
+    for run in split_runs(text.decode(), SEQUENCE_WORDS):
+        hashes = np.unique(hash_sequences([run], SEQUENCE_WORDS) >> np.uint64(32)).tolist()
+        for start in range(0, len(hashes), SEQUENCES_AT_ONCE):
+            is_empty = False
+            sketch.update_batch(hashes[start : start + SEQUENCES_AT_ONCE])
+    return b"" if is_empty else sketch.hashvalues.tobytes()
+
+
+def _sketch(signature: bytes | None = None) -> Any:
+    from datasketch import MinHash  # takes 0.3 s, and few look for near duplicates
+
+    values = None if signature is None else np.frombuffer(signature, np.uint32)
+    return MinHash(PERMUTATIONS, seed=1, hashfunc=int, hashvalues=values, scheme="affine32")
+
+
+class NearDuplicates:
+    """Which earlier document a text is almost the same as: at least `similarity` of their sequences are common.
+
+    Memory holds the signature of every document that is not: some 4 KB each.
+    """
+
+    def __init__(self, similarity: float) -> None:
+        from datasketch import MinHashLSH
+
+        self._similarity = similarity
+        self._index = MinHashLSH(similarity, PERMUTATIONS)
+        self._names: list[str] = []
+        self._sketches: list[Any] = []
+
+    def find(self, name: str, signature: bytes) -> str | None:
+        """The name of the first document that this one is almost the same as; None makes this one known."""
+        if not signature:
+            return None
+        sketch = _sketch(signature)
+        for place in sorted(map(int, self._index.query(sketch))):
+            if sketch.jaccard(self._sketches[place]) >= self._similarity:
+                return self._names[place]
+        self._index.insert(len(self._names), sketch)
+        self._names.append(name)
+        self._sketches.append(sketch)
+        return None

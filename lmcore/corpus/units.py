@@ -1,0 +1,83 @@
+"""Raw text in units of work: some small files, one large file, or some row groups of a parquet file."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmcore.corpus.documents import Document, Rejection
+from lmcore.corpus.formats import Layout, RawFile, has_text, read_file
+from lmcore.errors import ArtifactError
+from lmcore.files import read_json
+
+REMEDY = "run the download stage (dvc repro download)"
+UNIT_BYTES = 32 << 20
+UNIT_FILES = 10_000
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Some text of one source, which one process works on at a time; the cut does not depend on the machine."""
+
+    number: int  # its place among all units, from 0
+    source: str
+    files: tuple[RawFile, ...]
+    size: int  # bytes on disk
+
+    def read(self) -> Iterator[Document | Rejection]:
+        """Every document, in order; what cannot be read as a rejection. Nothing but a document is in memory."""
+        for file in self.files:
+            yield from read_file(file)
+
+
+def list_units(raw: Path, layout: Layout) -> list[Unit]:
+    """All that the manifest in `raw` lists, in its order.
+
+    Raises ArtifactError when the manifest, or a file that it lists, is missing.
+    """
+    entries = read_json(raw / "manifest.json", REMEDY)["files"]
+    units: list[Unit] = []
+    for source, listed in groupby(entries, key=lambda entry: str(entry.get("source", "text"))):
+        some: list[RawFile] = []
+        size = 0
+        for file in _list_files(raw, listed, layout):
+            if some and (size + file.size > UNIT_BYTES or len(some) == UNIT_FILES):
+                units.append(Unit(len(units), source, tuple(some), size))
+                some, size = [], 0
+            some.append(file)
+            size += file.size
+        units.append(Unit(len(units), source, tuple(some), size))
+    return units
+
+
+def _list_files(raw: Path, entries: Iterator[dict[str, Any]], layout: Layout) -> Iterator[RawFile]:
+    for entry in entries:
+        path = raw / "files" / entry["path"]
+        if not path.is_file():
+            raise ArtifactError(f"{path} does not exist, though {raw}/manifest.json lists it: {REMEDY}")
+        file = RawFile(path, entry["path"], layout)
+        yield from _cut_parquet(file) if file.kind == ".parquet" and file.compression is None else [file]
+
+
+def _cut_parquet(file: RawFile) -> Iterator[RawFile]:
+    """The file in runs of row groups of about UNIT_BYTES; whole where it cannot be read, which its reader will say."""
+    try:
+        with pq.ParquetFile(file.path) as parquet:
+            is_readable = has_text(parquet.schema_arrow, file.layout.text_field)
+            sizes = [parquet.metadata.row_group(group).total_byte_size for group in range(parquet.num_row_groups)]
+    except (pa.ArrowException, OSError):
+        is_readable, sizes = False, []
+    if not is_readable:
+        yield file
+        return
+    first, size = 0, 0
+    for group, group_size in enumerate(sizes):
+        if group > first and size + group_size > UNIT_BYTES:
+            yield RawFile(file.path, file.name, file.layout, (first, group))
+            first, size = group, 0
+        size += group_size
+    yield RawFile(file.path, file.name, file.layout, (first, len(sizes)))

@@ -1,0 +1,25 @@
+"""The engine for work on text that params.yaml asks for."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Literal
+
+from lmcore.cluster import RayCluster
+from lmcore.params import AutoOrCount, Section, parse_section, read_params
+from lmcore.workers import Engine, Processes, count_cores
+
+
+class EngineParams(Section):
+    """Two keys of section `hardware`: processes that work on text at once (`auto`: one per core), and where."""
+
+    workers: AutoOrCount
+    data_engine: Literal["local", "ray"]
+
+
+def open_engine(path: Path = Path("params.yaml")) -> AbstractContextManager[Engine]:
+    """Raises ParameterError for a wrong value, and LmcoreError where there is no Ray cluster to join."""
+    hardware = read_params(path).get("hardware") or {}
+    params = parse_section(EngineParams, "hardware", {key: hardware.get(key) for key in EngineParams.model_fields})
+    if params.data_engine == "ray":
+        return RayCluster(None if params.workers == "auto" else params.workers)
+    return Processes(count_cores() if params.workers == "auto" else params.workers)
