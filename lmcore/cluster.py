@@ -1,7 +1,9 @@
 """A Ray cluster that works on text: the same work as this machine's processes do, on several machines."""
 
+import logging
 import os
 import secrets
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from lmcore.scratch import fingerprint_code
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+CONNECT_SECONDS = 10.0
 RETRIES = 5  # of an item whose machine died
 
 
@@ -34,19 +37,8 @@ class RayCluster:
             raise ParameterError(
                 "hardware.data_engine=ray: Ray is not installed: pip install 'lmcore[ray]', or choose local"
             ) from None
-        environment = {"PYTHONPATH": str(Path(__file__).parents[1])}
-        try:
-            ray.init(
-                address=os.environ.get("RAY_ADDRESS", "auto"),
-                runtime_env={"env_vars": environment},
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-        except ConnectionError as error:
-            raise LmcoreError(
-                f"hardware.data_engine=ray: no Ray cluster ({str(error).splitlines()[0]}): start it with `ray start "
-                f"--head` on one machine and `ray start --address=HOST:PORT` on the others, or choose local"
-            ) from None
+        code = {"PYTHONPATH": str(Path(__file__).parents[1])}
+        ray.init(find_cluster(), runtime_env={"env_vars": code}, log_to_driver=False, logging_level=logging.ERROR)
         self._require_shared_folder()
         return self
 
@@ -80,6 +72,7 @@ class RayCluster:
     def _require_shared_folder(self) -> None:
         """Let every machine read a word that is written here."""
         import ray
+        from ray.exceptions import RayError, RayTaskError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         word = secrets.token_hex(8)
@@ -87,17 +80,37 @@ class RayCluster:
         probe.write_text(word)
         try:
             for node in ray.nodes():
-                if not node["Alive"]:
-                    continue
                 on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                found = ray.remote(num_cpus=0, scheduling_strategy=on_node)(read_probe).remote(str(probe))
-                if _take(found) != (word, fingerprint_code()):
+                read = ray.remote(num_cpus=0, scheduling_strategy=on_node)(read_probe)
+                try:
+                    found = ray.get(read.remote(str(probe)))
+                except RayTaskError:
+                    raise
+                except RayError:  # the machine has died: it gets no work
+                    continue
+                if found != (word, fingerprint_code()):
                     raise LmcoreError(
                         f"hardware.data_engine=ray: {node['NodeManagerHostname']} does not see {Path.cwd()} as it is "
                         f"here, with this code: put the project on a file system that all machines share"
                     )
         finally:
             probe.unlink()
+
+
+def find_cluster() -> str:
+    """HOST:PORT of the cluster. Raises LmcoreError where nothing listens there: Ray itself would try for minutes."""
+    latest = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    address = os.environ.get("RAY_ADDRESS") or (latest.read_text().strip() if latest.exists() else "")
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError):
+        raise LmcoreError(
+            f"hardware.data_engine=ray: no Ray cluster at {address or 'hand'}: start it with `ray start --head` on one "
+            f"machine and `ray start --address=HOST:PORT` on the others, and run on one of them (RAY_ADDRESS=HOST:PORT "
+            f"chooses among several clusters); or choose local"
+        ) from None
+    return address
 
 
 def run_in_folder(shared: tuple[str, Callable[[Item], Result]], item: Item) -> Result:

@@ -6,54 +6,15 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from preparing import make_params, read_bytes, read_split, run
 
 from lmcore.corpus import documents as documents_module
-from lmcore.corpus.documents import iterate_documents
-from lmcore.corpus.prepare import prepare
-from lmcore.corpus.settings import PrepareParams
 from lmcore.errors import DataError, ParameterError
-from lmcore.params import parse_section
-from lmcore.workers import Processes
-
-
-def make_params(**values: object) -> PrepareParams:
-    defaults = {
-        "text_field": "text",
-        "separator": None,
-        "split": "tail",
-        "validation_fraction": 0.5,
-        "min_characters": 1,
-        "max_characters": None,
-        "max_rejected_fraction": 1.0,
-        "max_leakage": None,
-        "contamination": None,
-        "unicode": "as_is",
-        "newlines": "as_is",
-        "quality": "none",
-        "near_duplicates": None,
-    }
-    return parse_section(PrepareParams, "prepare", defaults | values)
-
-
-def run(params: PrepareParams, raw: Path, folder: Path, workers: int = 1) -> tuple[dict[str, Any], dict[int, int]]:
-    with Processes(workers) as engine:
-        return prepare(params, raw, folder, scratch=raw.parent / "scratch", engine=engine)
-
-
-def read_split(folder: Path) -> dict[str, str]:
-    return {document.id: document.text for some in iterate_documents(folder) for document in some}
-
-
-def read_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
 
 MIXED = {
     "a.txt": b"first text\r\nwith\x0c form feed\n",
