@@ -114,7 +114,7 @@ def apply_recipe(recipe: Recipe, path: Path, *, dry_run: bool = False) -> None:
         warn(f"the export stage will refuse this model: {explain_misfit(model)}")
     if "download" not in recipe.overlay:
         download = parse_section(DownloadParams, "download", result["download"])
-        origin = next(key for key in ("path", "url", "source") if getattr(download, key))
+        origin = next(key for key in ("mix", "path", "url", "source") if getattr(download, key))
         say(f"recipe {recipe.name} leaves the corpus to you: download.{origin}={getattr(download, origin)} stays")
     if not changes:
         say(f"params.yaml is recipe {recipe.name} already")

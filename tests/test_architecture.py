@@ -35,6 +35,8 @@ SIDEWAYS = {("lmcore/tokens", "lmcore/tokenizer"), ("lmcore/evaluate", "lmcore/g
 # Heavy or replaceable libraries, and the one place that imports each; YAML is read in one and written in another.
 HOMES: dict[str, str | tuple[str, str]] = {
     "datasketch": "lmcore/corpus/near_duplicates.py",
+    "fsspec": "lmcore/corpus/remote.py",
+    "huggingface_hub": "lmcore/corpus/remote.py",
     "matplotlib": "lmcore/plots.py",
     "mlflow": "lmcore/tracking.py",
     "pandas": "lmcore/corpus/schema.py",

@@ -61,7 +61,7 @@ def test_a_project_that_is_well(project: Path) -> None:
 def test_text_that_changed_since_is_noted(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "mine.txt").write_text("one")
     monkeypatch.setenv("DVC_ROOT", str(project))
-    params = DownloadParams(source="stdlib", path="mine.txt", url=None, sha256=None)
+    params = DownloadParams(source="stdlib", path="mine.txt", url=None, sha256=None, mix=None)
     download(params, project / "data" / "raw")
     git(project, "add", ".")
     git(project, "commit", "--message=text")

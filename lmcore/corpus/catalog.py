@@ -1,17 +1,25 @@
-"""The corpora that go by a name: where each comes from, its checksum and its licence."""
+"""The corpora that go by a name: where each comes from, its size, its checksum and its licence."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One named corpus. Without a url its text is on this machine already."""
+    """One named corpus. Without a url its text is on this machine already.
+
+    `bytes` and `documents` are those of the train split as its page tells them. Without a `sha256`, every file is
+    verified against the one that the store publishes at the download, and the manifest records it with the commit.
+    """
 
     description: str
     licence: str | None  # None: the user knows
     url: str | None = None
     sha256: str | None = None
     bytes: int | None = None
+    documents: int | None = None
+    file_format: str = "text"
+    text_field: str | None = None  # of a format that has fields
+    advice: str | None = None  # what a user has to know before the next stage
 
 
 CATALOG = {
@@ -26,5 +34,43 @@ CATALOG = {
         url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
         sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
         bytes=1_115_394,
+        documents=1,
+    ),
+    "tinystories": Source(
+        description="Short stories in the words of a small child, by GPT-3.5 and GPT-4 (Eldan & Li, arXiv:2305.07759).",
+        licence="CDLA-Sharing-1.0",
+        url="hf://datasets/roneneldan/TinyStories/data/train-*.parquet",
+        bytes=991_000_000,
+        documents=2_119_719,
+        file_format="parquet",
+        text_field="text",
+    ),
+    "wikitext-103": Source(
+        description="Good and featured articles of Wikipedia, line by line (Merity et al., arXiv:1609.07843).",
+        licence="CC-BY-SA-3.0 and GFDL",
+        url="hf://datasets/Salesforce/wikitext/wikitext-103-raw-v1/train-*.parquet",
+        bytes=314_000_000,
+        documents=1_801_350,
+        file_format="parquet",
+        text_field="text",
+        advice="a document is one line here, and a third are empty: prepare needs prepare.max_rejected_fraction=0.4",
+    ),
+    "openwebtext": Source(
+        description="Pages that Reddit linked to, Gokaslan & Cohen's open copy of the corpus of GPT-2.",
+        licence="CC0-1.0",
+        url="hf://datasets/Skylion007/openwebtext/plain_text/train-*.parquet",
+        bytes=24_200_000_000,
+        documents=8_013_769,
+        file_format="parquet",
+        text_field="text",
+    ),
+    "fineweb-edu-10bt": Source(
+        description="FineWeb-Edu's sample of ten billion tokens of educational web pages (arXiv:2406.17557).",
+        licence="ODC-By",
+        url="hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT/*.parquet",
+        bytes=28_500_000_000,
+        documents=9_672_101,
+        file_format="parquet",
+        text_field="text",
     ),
 }

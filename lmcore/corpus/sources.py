@@ -1,51 +1,45 @@
-"""Where the text comes from: the catalogue, a url, or one's own files, copied as published and listed."""
+"""Where the text comes from: the catalogue, addresses, and one's own files, as published, together and listed."""
 
 import difflib
-import os
 import platform
 import re
 import shutil
-import sysconfig
-from fnmatch import fnmatchcase
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 from pydantic import model_validator
 
-from lmcore.corpus.catalog import CATALOG
-from lmcore.corpus.fetch import fetch
+from lmcore.corpus.catalog import CATALOG, Source
+from lmcore.corpus.fetch import Arrival, RemoteFile, fetch_files
+from lmcore.corpus.local import WILDCARDS, copy_files, find_dependency, find_own, find_stdlib
+from lmcore.corpus.remote import explain_address, list_files
+from lmcore.corpus.web import WebFile, is_web_address
 from lmcore.errors import DataError, LmcoreError, ParameterError
-from lmcore.files import named_path, project_root, read_json, sha256_file, write_folder, write_json
+from lmcore.files import project_root, read_json, sha256_file, write_folder, write_json
 from lmcore.params import Section
+from lmcore.progress import say
 
-HIDDEN = (".*",)
-WILDCARDS = "*?["
-OWN_TEXT = Path("data/own")
-# Tests and installed packages are not the library; encodings/ holds code tables that are near copies of each other;
-# _sysconfigdata and config-* differ from machine to machine.
-NOT_STDLIB = (
-    *HIDDEN,
-    *("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings"),
-    *("_sysconfigdata*", "config-*"),
-)
 FILE_NAME_CHARACTERS = 60  # of a url's last part; 255 bytes is the most that file systems take
 
 
 class DownloadParams(Section):
-    """Section `download`: one's own text (`path`), or a `url`, or else a `source` from the catalogue."""
+    """Section `download`: several sources (`mix`), or one's own text (`path`), or a `url`, or else a `source`."""
 
     source: str
     path: str | None
     url: str | None
     sha256: str | None
+    mix: list[str] | None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.source not in CATALOG:
-            near = difflib.get_close_matches(self.source, CATALOG, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"download.source={self.source!r}: {hint}known sources: {', '.join(CATALOG)}")
+            known = f"known sources: {', '.join(CATALOG)}"
+            raise ValueError(f"download.source={self.source!r}: {_suggest(self.source)}{known}")
         if self.path is not None and self.url is not None:
             raise ValueError(f"download.path={self.path!r} and download.url={self.url!r}: set one of them, not both")
         if self.path == "":
@@ -54,178 +48,202 @@ class DownloadParams(Section):
             raise ValueError(f"download.sha256={self.sha256!r}: belongs to download.url, which is not set")
         if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", self.sha256):
             raise ValueError(f"download.sha256={self.sha256!r}: must be 64 hexadecimal digits")
-        if self.url is not None and not _is_web_address(self.url):
-            raise ValueError(f"download.url={self.url!r}: must be an http:// or https:// address, percent-encoded")
+        if self.url is not None:
+            _check_address("download.url", self.url)
+        if self.mix is not None:
+            self._check_mix(self.mix)
         return self
+
+    def _check_mix(self, mix: Sequence[str]) -> None:
+        for key in ("path", "url"):
+            if (value := getattr(self, key)) is not None:
+                raise ValueError(
+                    f"download.mix={mix} and download.{key}={value!r}: set one of them, not both"
+                )
+        if not mix:
+            raise ValueError("download.mix=[]: must name sources, or be null")
+        for at, entry in enumerate(mix):
+            if not entry:
+                raise ValueError(f"download.mix[{at}]='': must be a source's name, an address or a path")
+            if "://" in entry:
+                _check_address(f"download.mix[{at}]", entry)
+        names = [_short_name(entry) for entry in mix]
+        for name, count in Counter(name.casefold() for name in names).items():
+            if count > 1:
+                same = ", ".join(entry for entry in mix if _short_name(entry).casefold() == name)
+                raise ValueError(f"download.mix: {same} would all be called {name!r}: rename or leave out all but one")
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """One source: what the manifest says of it, and its files, those on this machine and those to fetch, by name."""
+
+    entry: dict[str, Any]
+    root: Path = Path()
+    paths: list[Path] = field(default_factory=list)
+    remote: Mapping[str, RemoteFile] = field(default_factory=dict)
 
 
 def download(params: DownloadParams, folder: Path) -> dict[str, int]:
-    """Make `folder`: the text as published under files/, and manifest.json with its origin and every file's sha256.
+    """Make `folder`: the text as published under files/, and manifest.json with its origins and every file's sha256.
 
-    Returns the metrics files and bytes. Raises ParameterError or DataError when the text is not to be had.
+    Several sources lie in files/NAME each. Returns the metrics files and bytes. Raises LmcoreError when the text is not
+    to be had.
     """
-    with write_folder(folder) as partial:
-        files = partial / "files"
-        files.mkdir()
-        origin = _gather(params, files)
-        entries: list[dict[str, Any]] = [
-            {"path": path.as_posix(), "bytes": (files / path).stat().st_size, "sha256": sha256_file(files / path)}
-            for path in _list_files(files, skip=())
+    gathered = _gather(params)
+    wanted = {file.url: file for source in gathered for file in source.remote.values()}
+    if len(wanted) < sum(len(source.remote) for source in gathered):
+        raise DataError(f"download.mix: {_find_twice(gathered)} is in two of the sources: leave it out of one")
+    cache = project_root() / ".cache" / "downloads"
+    with fetch_files(list(wanted.values()), cache) as came, write_folder(folder) as new:
+        arrivals = dict(zip(wanted, came, strict=True))
+        places = [new / "files" / (source.entry["name"] if len(gathered) > 1 else "") for source in gathered]
+        for source, place in zip(gathered, places, strict=True):
+            place.mkdir(parents=True)
+            copy_files(source.root, source.paths, place)
+        files = [
+            entry
+            for source, place in zip(gathered, places, strict=True)
+            for entry in _settle(source, place, new / "files", arrivals)
         ]
-        write_json(partial / "manifest.json", {**origin, "files": entries})
-    return {"files": len(entries), "bytes": sum(entry["bytes"] for entry in entries)}
+        write_json(new / "manifest.json", {"sources": [source.entry for source in gathered], "files": files})
+    return {"files": len(files), "bytes": sum(entry["bytes"] for entry in files)}
 
 
-def _gather(params: DownloadParams, files: Path) -> dict[str, Any]:
-    """Fill `files` from the origin that `params` chooses. Returns what the manifest says about that origin."""
-    if params.path is not None:
-        _copy_own(params.path, files)
-        return {"source": "path", "path": params.path, "licence": None, "url": None, "version": None}
-    if params.url is not None:
-        _fetch_into(files, params.url, params.sha256)
-        return {"source": "url", "licence": None, "url": params.url, "version": None}
-    source = CATALOG[params.source]
-    origin = {"source": params.source, "licence": source.licence, "url": source.url, "version": None}
-    if params.source == "stdlib":
-        _copy_stdlib(Path(sysconfig.get_path("stdlib")), files)
-        origin["version"] = f"{platform.python_implementation()} {platform.python_version()}"
-    elif params.source == "own":
-        _copy_dependency(OWN_TEXT, files)
-    else:
-        assert source.url is not None, params.source
-        _fetch_into(files, source.url, source.sha256)
-    return origin
-
-
-def _copy_stdlib(root: Path, files: Path) -> None:
-    """Copy the running Python's own modules."""
-    paths = [path for path in _list_files(root, NOT_STDLIB) if path.suffix == ".py"]
-    if not paths:
-        raise DataError(f"{root} holds no .py files: this Python has no library sources; set download.path or .url")
-    _copy(paths, root, files)
-
-
-def _copy_dependency(folder: Path, files: Path) -> None:
-    """Copy the folder that is a dependency of the stage: as it lies here, where DVC has looked at it."""
-    # DVC may have put links to its cache there.
-    paths = _list_files(folder, (*HIDDEN, "*.dvc"), links=True) if folder.is_dir() else []
-    if not paths:
-        raise DataError(
-            f"download.source=own: no files in {folder}: put your text there; `dvc exp run --temp` and `--queue` see "
-            f"what git or DVC keeps (git add, dvc add)"
-        )
-    _copy(paths, folder, files)
-
-
-def _copy_own(name: str, files: Path) -> None:
-    """Copy the user's file, or every file below the user's folder, or that the pattern names."""
-    root, paths = find_own(name)
-    _copy(paths, root, files)
-
-
-def find_own(name: str) -> tuple[Path, list[Path]]:
-    """The folder that `download.path` begins with, and the files in question below it, but hidden ones and links.
-
-    `name` is a file, a folder or a pattern such as texts/**/*.jsonl. Raises ParameterError or DataError if there is
-    nothing.
-    """
-    path = named_path(name)
-    try:
-        if path.is_file():
-            return path.parent, [Path(path.name)]
-        if path.is_dir():
-            root, paths = path, _list_files(path, HIDDEN)
-        elif any(character in name for character in WILDCARDS):
-            root, paths = _match(name)
+def _settle(source: Gathered, place: Path, files: Path, arrivals: Mapping[str, Arrival]) -> list[dict[str, Any]]:
+    """Move what has come for a source to `place`. Returns the manifest's entries of its files, below `files`."""
+    entries = []
+    for name in sorted({path.as_posix() for path in source.paths} | source.remote.keys()):
+        path = place / name
+        entry: dict[str, Any] = {"source": source.entry["name"], "path": path.relative_to(files).as_posix()}
+        if name in source.remote:
+            url = source.remote[name].url
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(arrivals[url].path, path)
+            entry |= {"bytes": arrivals[url].bytes, "sha256": arrivals[url].sha256, "url": url}
+            # A web server's mark may be another on its next machine; a store's is of the file.
+            if not is_web_address(url):
+                entry |= {"mark": arrivals[url].mark}
         else:
-            raise ParameterError(
-                f"download.path={name!r}: {path} does not exist; a relative path begins at dvc.yaml's folder"
-            )
-    except (ValueError, OSError) as error:  # a pattern such as a**, a name of a thousand characters
-        raise ParameterError(f"download.path={name!r}: {error}") from None
-    if not paths:
-        raise DataError(f"download.path={name!r}: no files in {path} (hidden files and symbolic links do not count)")
-    return root, paths
+            entry |= {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        entries.append(entry)
+    return entries
 
 
-def _match(pattern: str) -> tuple[Path, list[Path]]:
-    """The folder before the first wildcard, and the files below it that match; `texts/**` is everything in texts."""
-    parts = Path(pattern).parts
-    first = next(at for at, part in enumerate(parts) if any(character in part for character in WILDCARDS))
-    root = named_path(str(Path(*parts[:first])))
-    rest = [*parts[first:], "*"] if parts[-1] == "**" else parts[first:]
-    found = {path.relative_to(root) for path in root.glob("/".join(rest)) if path.is_file() and not path.is_symlink()}
-    shown = [path for path in found if not any(_matches(part, HIDDEN) for part in path.parts)]
-    return root, sorted(shown, key=Path.as_posix)
+def _gather(params: DownloadParams) -> list[Gathered]:
+    """What the parameters name, looked up but not fetched."""
+    if params.mix is not None:
+        return [_gather_entry(entry, f"download.mix[{at}]") for at, entry in enumerate(params.mix)]
+    if params.path is not None:
+        return [_gather_own(params.path, "download.path")]
+    if params.url is not None:
+        return [_gather_address(params.url, _describe(params.url, None), params.sha256)]
+    return [_gather_named(params.source)]
+
+
+def _gather_entry(entry: str, key: str) -> Gathered:
+    if entry in CATALOG:
+        return _gather_named(entry)
+    return _gather_address(entry, _describe(entry, None), None) if "://" in entry else _gather_own(entry, key)
+
+
+def _gather_own(name: str, key: str) -> Gathered:
+    try:
+        root, paths = find_own(name, key)
+    except ParameterError as error:
+        if key != "download.path" and (hint := _suggest(name)):
+            raise ParameterError(f"{error}; {hint}known sources: {', '.join(CATALOG)}") from None
+        raise
+    return Gathered(_describe(name, None) | {"url": None, "path": name}, root, paths)
+
+
+def _gather_named(name: str) -> Gathered:
+    source = CATALOG[name]
+    entry = {**_describe(name, source.licence), "url": source.url}
+    if name == "stdlib":
+        version = f"{platform.python_implementation()} {platform.python_version()}"
+        return Gathered(entry | {"version": version}, *find_stdlib())
+    if name == "own":
+        return Gathered(entry, *find_dependency())
+    assert source.url is not None, name
+    gathered = _gather_address(source.url, entry, source.sha256, source)
+    if source.advice:
+        say(f"{name}: {source.advice}")
+    return gathered
+
+
+def _gather_address(url: str, entry: dict[str, Any], sha256: str | None, source: Source | None = None) -> Gathered:
+    """What lies at an address; of a store's, which can be large, it says how much that is."""
+    if is_web_address(url):
+        part = PurePosixPath(unquote(urlsplit(url).path)).name
+        name = re.sub(r"[\x00-\x1f\\]", "", part).lstrip(".")[-FILE_NAME_CHARACTERS:] or "text"
+        size = source.bytes if source else None
+        return Gathered(entry, remote={name: RemoteFile(url=url, origin=WebFile(url), bytes=size, sha256=sha256)})
+    listing = list_files(url)
+    if sha256 is not None and len(listing.files) > 1:
+        raise ParameterError(f"download.sha256={sha256!r}: belongs to one file, and {url} has {len(listing.files):,}")
+    files = {name: replace(file, sha256=sha256) for name, file in listing.files.items()}
+    size = sum(file.bytes or 0 for file in files.values())
+    documents = f", about {source.documents:,} documents" if source and source.documents else ""
+    say(f"{entry['name']}: {len(files):,} files, {size / 1e6:,.0f} MB{documents}")
+    return Gathered(entry | {"version": listing.version}, remote=files)
 
 
 def find_changes(raw: Path) -> list[str]:
     """The user's files that are no longer what the manifest in `raw` lists: changed, new and gone, sorted."""
     manifest = read_json(raw / "manifest.json", "run the download stage (dvc repro download)")
-    if manifest["source"] != "path":
-        return []
-    listed = {entry["path"]: (entry["bytes"], entry["sha256"]) for entry in manifest["files"]}
-    try:
-        root, paths = find_own(manifest["path"])
-    except LmcoreError:
-        return sorted(listed)
-    found = {path.as_posix(): (root / path).stat().st_size for path in paths}
-    changed = {
-        name
-        for name in listed.keys() & found.keys()
-        if found[name] != listed[name][0] or sha256_file(root / name) != listed[name][1]
-    }
-    return sorted(changed | (listed.keys() ^ found.keys()))
-
-
-def _fetch_into(files: Path, url: str, sha256: str | None) -> None:
-    """Download one file, under the last part of its address: .../data/input.txt -> input.txt."""
-    name = PurePosixPath(unquote(urlsplit(url).path)).name.lstrip(".").replace("\0", "")[-FILE_NAME_CHARACTERS:]
-    fetch(url, sha256, files / (name or "text"), project_root() / ".cache" / "downloads")
-
-
-def _copy(paths: list[Path], root: Path, files: Path) -> None:
-    """Copy root/path to files/path, for every path."""
-    for path in paths:
+    changes: set[str] = set()
+    for source in manifest.get("sources", ()):  # one of an older version has none, and is made anew by the next repro
+        if "path" not in source:
+            continue
+        listed = {
+            entry["path"]: (entry["bytes"], entry["sha256"])
+            for entry in manifest["files"]
+            if entry["source"] == source["name"]
+        }
+        prefix = f"{source['name']}/" if len(manifest["sources"]) > 1 else ""
         try:
-            str(path).encode()
-        except UnicodeEncodeError:
-            raise DataError(f"{str(root / path)!a}: the file's name is not UTF-8: rename it") from None
-        (files / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / path, files / path)
+            root, paths = find_own(source["path"])
+        except LmcoreError:
+            changes |= listed.keys()
+            continue
+        found = {f"{prefix}{path.as_posix()}": root / path for path in paths}
+        changes |= listed.keys() ^ found.keys()
+        for name in listed.keys() & found.keys():
+            if found[name].stat().st_size != listed[name][0] or sha256_file(found[name]) != listed[name][1]:
+                changes.add(name)
+    return sorted(changes)
 
 
-def _list_files(root: Path, skip: tuple[str, ...], *, links: bool = False) -> list[Path]:
-    """The regular files below `root`, relative to it and sorted, but for names that match a pattern in `skip`.
-
-    Symbolic links to folders are not followed, and those to files only where `links` says so: no loops, and nothing
-    from outside.
-    """
-    found = []
-    for folder, folders, files in os.walk(root, onerror=_raise):
-        folders[:] = [name for name in folders if not _matches(name, skip)]
-        paths = [Path(folder, name) for name in files if not _matches(name, skip)]
-        found += [path.relative_to(root) for path in paths if path.is_file() and (links or not path.is_symlink())]
-    return sorted(found, key=Path.as_posix)
+def _describe(entry: str, licence: str | None) -> dict[str, Any]:
+    """What the manifest says of any source: a name, the licence if it is known, its address, its version."""
+    return {"name": _short_name(entry), "licence": licence, "url": entry, "version": None}
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _short_name(entry: str) -> str:
+    """The last part without wildcards, of characters that are safe in a file's name: `texts/**/*.md` -> texts."""
+    if entry in CATALOG:
+        return entry
+    path = unquote(urlsplit(entry).path) if is_web_address(entry) else entry.partition("://")[2] or entry
+    plain = [part for part in path.split("/") if part and not any(character in part for character in WILDCARDS)]
+    name = re.sub("[^A-Za-z0-9._-]+", "-", plain[-1] if plain else "").strip("-.")
+    return name[-FILE_NAME_CHARACTERS:] or "text"
 
 
-def _raise(error: OSError) -> NoReturn:
-    """os.walk passes over folders that it cannot read, unless told otherwise."""
-    raise error
+def _find_twice(gathered: Sequence[Gathered]) -> str:
+    counts = Counter(file.url for source in gathered for file in source.remote.values())
+    return next(url for url, count in counts.items() if count > 1)
 
 
-def _is_web_address(url: str) -> bool:
-    """Whether urllib can ask for it: http(s), a host, a port that is a number, nothing that needs encoding."""
-    try:
-        parts = urlsplit(url)
-        return (
-            parts.scheme in {"http", "https"}
-            and bool(parts.hostname and parts.port != 0)
-            and bool(re.fullmatch("[!-~]+", url))
-        )
-    except ValueError:
-        return False
+def _check_address(key: str, url: str) -> None:
+    if is_web_address(url):
+        return
+    if url.startswith(("http://", "https://")) or "://" not in url:
+        raise ValueError(f"{key}={url!r}: must be an http:// or https:// address, percent-encoded")
+    if problem := explain_address(url):
+        raise ValueError(f"{key}={url!r}: {problem}")
+
+
+def _suggest(name: str) -> str:
+    near = difflib.get_close_matches(name, CATALOG, n=1)
+    return f"did you mean {near[0]}? " if near else ""

@@ -68,7 +68,7 @@ class CardFacts:
 def render_card(facts: CardFacts) -> str:
     """The card as Markdown with YAML front matter; what `corpus`, `lineage` and `figures` lack is left out."""
     new_tokens = min(100, facts.model.context_length // 2)
-    opening = OPENINGS.get(facts.corpus.get("source", ""))
+    opening = next((OPENINGS[name] for name in _names(facts) if name in OPENINGS), None)
     prompt = "tokenizer.bos_token" + (f" + {json.dumps(opening)}" if opening else "")
     parts = [
         f"---\n{_front_matter(facts)}---",
@@ -78,16 +78,22 @@ def render_card(facts: CardFacts) -> str:
         f"## Parameters\n\n{_table(('parameter', 'value'), _parameters(facts))}",
         f"## Lineage\n\n{_table(('made from', 'fingerprint or version'), _lineage(facts))}",
     ]
-    if licence := facts.corpus.get("licence"):
-        parts.append(f"## Licence of the corpus\n\n{licence}. The weights are made from that text and nothing else.")
+    if any(licences := _licences(facts)):
+        told = ". ".join(
+            licence or "unknown" if len(licences) == 1 else f"`{name}`: {licence or 'unknown'}"
+            for name, licence in zip(_names(facts), licences, strict=True)
+        )
+        parts.append(f"## Licence of the corpus\n\n{told}. The weights are made from that text and nothing else.")
     return "\n\n".join([*parts, LIMITS]) + "\n"
 
 
 def _front_matter(facts: CardFacts) -> str:
     """What the Hugging Face hub reads (https://huggingface.co/docs/hub/model-cards)."""
     values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if licence := facts.corpus.get("licence"):
-        name = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-.")
+    if any(licences := _licences(facts)):
+        # The hub takes one name, and for anything else `other` with a name of one's own.
+        together = " and ".join(dict.fromkeys(licence or "unknown" for licence in licences))
+        name = re.sub(r"[^a-z0-9.]+", "-", together.lower()).strip("-.")
         values |= {"license": name} if name in HUB_LICENCES else {"license": "other", "license_name": name}
     values["tags"] = ["lmcore", "text-generation", "trained-from-scratch"]
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -95,8 +101,8 @@ def _front_matter(facts: CardFacts) -> str:
 
 def _summary(facts: CardFacts) -> str:
     export = facts.figures["export"]
-    source = facts.corpus.get("source")
-    corpus = f" on the corpus `{source}`" if source else ""
+    names = " and ".join(f"`{name}`" for name in _names(facts))
+    corpus = f" on the corpus {names}" if names else ""
     return (
         f"A language model of {export['parameters']:,} parameters, trained from scratch{corpus} with lmcore and "
         f"exported as `{export['architecture']}`."
@@ -129,8 +135,9 @@ def _parameters(facts: CardFacts) -> Iterable[tuple[str, Any]]:
 def _lineage(facts: CardFacts) -> Iterable[tuple[str, Any]]:
     """Fingerprints are SHA-256, of a file's bytes or of a JSON value."""
     lineage = facts.lineage
-    tokens, corpus = lineage.get("tokens", {}), facts.corpus
-    yield "corpus", " ".join(str(corpus[key]) for key in ("source", "version") if corpus.get(key)) or None
+    tokens, sources = lineage.get("tokens", {}), facts.corpus.get("sources", ())
+    told = (" ".join(str(source[key]) for key in ("name", "version") if source.get(key)) for source in sources)
+    yield "corpus", ", ".join(told) or None
     for made, value in {
         "tokenizer": lineage.get("tokenizer"),
         "training tokens": tokens.get("train"),
@@ -139,6 +146,15 @@ def _lineage(facts: CardFacts) -> Iterable[tuple[str, Any]]:
         "trained weights": facts.weights,
     }.items():
         yield made, value and f"`{value}`"
+
+
+def _names(facts: CardFacts) -> list[str]:
+    return [source["name"] for source in facts.corpus.get("sources", ())]
+
+
+def _licences(facts: CardFacts) -> list[str | None]:
+    """Of every source, in their order; None where it is not known, as of one's own text."""
+    return [source.get("licence") for source in facts.corpus.get("sources", ())]
 
 
 def _table(head: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> str:

@@ -42,6 +42,9 @@ class Web(ThreadingHTTPServer):
     def put(self, path: str, body: bytes, **behaviour: Any) -> str:
         """Serve `body` at `path`. Returns its address."""
         self.pages[path] = Page(body, **behaviour)
+        return self.address(path)
+
+    def address(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}{path}"
 
     def handle_error(self, request: object, client_address: object) -> None:

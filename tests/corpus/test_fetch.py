@@ -13,11 +13,18 @@ from pathlib import Path
 import pytest
 
 from lmcore.corpus import fetch as fetch_module
-from lmcore.corpus.fetch import fetch
+from lmcore.corpus import web as web_module
+from lmcore.corpus.fetch import RemoteFile, fetch_files
+from lmcore.corpus.web import WebFile
 from lmcore.errors import DataError
 
 BODY = random.Random(1).randbytes(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
+
+
+def fetch(url, sha256, target, cache):
+    with fetch_files([RemoteFile(url=url, origin=WebFile(url), sha256=sha256)], cache) as (arrival,):
+        arrival.path.rename(target)
 
 
 @pytest.fixture
@@ -129,7 +136,7 @@ def test_a_host_with_an_empty_part(tmp_path, cache):
 
 
 def test_a_silent_server_is_given_up(web, tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(fetch_module, "TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(web_module, "TIMEOUT_SECONDS", 0.05)
     monkeypatch.setattr(fetch_module, "RETRY_DELAYS_SECONDS", (0.0,))
     with pytest.raises(DataError, match=r"the connection broke \(timed out\), 2 times in a row"):
         fetch(web.put("/a.txt", BODY, pause=0.5), None, tmp_path / "a.txt", cache)
@@ -139,10 +146,12 @@ def run_apart(url: str, sha256: str | None, target: Path, cache: Path, prelude: 
     """The same fetch in a process of its own."""
     code = f"""{prelude}
 from pathlib import Path
-from lmcore.corpus.fetch import fetch
+from lmcore.corpus.fetch import RemoteFile, fetch_files
+from lmcore.corpus.web import WebFile
 from lmcore.errors import report_errors
-with report_errors():
-    fetch({url!r}, {sha256!r}, Path({str(target)!r}), Path({str(cache)!r}))
+file = RemoteFile(url={url!r}, origin=WebFile({url!r}), sha256={sha256!r})
+with report_errors(), fetch_files([file], Path({str(cache)!r})) as (arrival,):
+    arrival.path.rename({str(target)!r})
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
@@ -179,5 +188,5 @@ def test_a_file_that_does_not_fit_is_one_line(web, tmp_path, cache):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
     with run_apart(web.put("/a.txt", BODY), None, tmp_path / "a.txt", cache, limit) as process:
         _, errors = process.communicate(timeout=120)
-    assert errors == "error: the file would grow over the system's limit: raise it (ulimit -f)\n"
+    assert errors == f"error: {cache}: the file would grow over the system's limit: raise it (ulimit -f)\n"
     assert process.returncode == 1

@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 
 from lmcore.corpus.catalog import CATALOG
-from lmcore.corpus.sources import DownloadParams, download, find_changes
+from lmcore.corpus.sources import DownloadParams, _short_name, download, find_changes
 from lmcore.errors import DataError, ParameterError
 from lmcore.params import parse_section
 
 
-def make_params(**values: str | None) -> DownloadParams:
+def make_params(**values: object) -> DownloadParams:
     return parse_section(
-        DownloadParams, "download", {"source": "stdlib", "path": None, "url": None, "sha256": None} | values
+        DownloadParams,
+        "download",
+        {"source": "stdlib", "path": None, "url": None, "sha256": None, "mix": None} | values,
     )
 
 
@@ -38,7 +40,7 @@ def list_tree(folder: Path) -> list[str]:
             {"source": "tinyshakespear"},
             r"^download.source='tinyshakespear': did you mean tinyshakespeare\? known sources: stdlib, own, tiny",
         ),
-        ({"source": "zzz"}, r"^download.source='zzz': known sources: stdlib, own, tinyshakespeare$"),
+        ({"source": "zzz"}, r"^download.source='zzz': known sources: stdlib, own, tinyshakespeare, tinystories, "),
         ({"path": "a", "url": "http://a/b"}, r"^download.path='a' and download.url='http://a/b': set one of them"),
         ({"path": ""}, r"^download.path='': must name a file or a folder, or be null$"),
         ({"sha256": "0" * 64}, r"^download.sha256='0+': belongs to download.url, which is not set$"),
@@ -46,9 +48,51 @@ def list_tree(folder: Path) -> list[str]:
         ({"url": "http://a/b", "sha256": "g" * 64}, r"must be 64 hexadecimal digits$"),
         *(
             ({"url": url}, r"^download.url='.*': must be an http:// or https:// address, percent-encoded$")
-            for url in ("", "a.txt", "ftp://a/b", "file:///etc/passwd", "http:///b", "http://a/b c", "http://a/é")
+            for url in (
+                "",
+                "a.txt",
+                "http:///b",
+                "http://a/b c",
+                "http://a/é",
+                "http://a:b/c",
+                "http://[::1/c",
+                "http://a/b\nc",
+            )
         ),
-        *(({"url": url}, "must be an http") for url in ("http://a:b/c", "http://[::1/c", "http://a/b\nc", "s3://a/b")),
+        *(
+            (
+                {"url": url},
+                r"^download.url='.*': must be an address such as https://..., s3://bucket/texts/\*.parquet or",
+            )
+            for url in (
+                "file:///etc/passwd",
+                "local://a",
+                "memory://a",
+                "data://a",
+                "nowhere://a/b",
+                "S3://a/b",
+                "://a",
+            )
+        ),
+        ({"url": "s3:///"}, r"^download.url='s3:///': must name something in the store$"),
+        (
+            {"url": "zip://*.txt::s3://a/b.zip"},
+            r"chained addresses \(a::b\) are not read: fetch the archive and unpack it",
+        ),
+        ({"mix": []}, r"^download.mix=\[\]: must name sources, or be null$"),
+        ({"mix": ["stdlib", ""]}, r"^download.mix\[1\]='': must be a source's name, an address or a path$"),
+        ({"mix": ["stdlib", "file:///etc"]}, r"^download.mix\[1\]='file:///etc': must be an address such as"),
+        ({"mix": ["stdlib", "http://a b"]}, r"^download.mix\[1\]='http://a b': must be an http:// or https:// address"),
+        (
+            {"mix": ["stdlib"], "path": "a"},
+            r"^download.mix=\['stdlib'\] and download.path='a': set one of them, not both$",
+        ),
+        ({"mix": ["stdlib"], "url": "http://a/b"}, r"and download.url='http://a/b': set one of them, not both$"),
+        (
+            {"mix": ["texts/notes", "s3://bucket/Notes/*.txt", "stdlib"]},
+            r"^download.mix: texts/notes, s3://bucket/Notes/\*.txt would all be called 'notes': rename or leave",
+        ),
+        ({"mix": ["stdlib", "./stdlib"]}, "would all be called 'stdlib'"),
     ],
 )
 def test_wrong_values_are_named(values, message):
@@ -60,7 +104,37 @@ def test_the_catalogue_is_described():
     for name, source in CATALOG.items():
         assert source.description.endswith(".")
         assert (source.licence is None) == (name == "own")
-        assert (source.url is None) == (source.sha256 is None)
+        assert (source.url is None) == (name in {"stdlib", "own"})
+        assert source.sha256 or source.url is None or source.url.startswith("hf://"), "verified by us or by the store"
+        assert source.text_field == (None if source.file_format == "text" else "text"), (
+            "prepare.text_field as committed"
+        )
+        make_params(source=name)
+        if source.url:
+            make_params(url=source.url)
+
+
+@pytest.mark.parametrize(
+    ("entry", "name"),
+    [
+        ("stdlib", "stdlib"),
+        ("texts", "texts"),
+        ("texts/notes.txt", "notes.txt"),
+        ("texts/**/*.md", "texts"),
+        ("*.md", "text"),
+        ("..", "text"),
+        ("~/my texts/é", "text"),
+        ("~/my texts/", "my-texts"),
+        ("http://h/a/b%20c.txt?version=2", "b-c.txt"),
+        ("http://h/%2E%2E", "text"),
+        ("s3://bucket/*.parquet", "bucket"),
+        ("s3://bucket/x/*/y[0-9]", "x"),
+        ("hf://datasets/o/n@main/data", "data"),
+        ("x" * 300, "x" * 60),
+    ],
+)
+def test_sources_have_short_safe_names(entry, name):
+    assert _short_name(entry) == name
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +146,9 @@ def stdlib(tmp_path_factory):
 def test_stdlib_is_the_running_pythons(stdlib):
     folder, metrics = stdlib
     manifest = read_manifest(folder)
-    assert {key: manifest[key] for key in ("source", "licence", "url")} == {
-        "source": "stdlib",
-        "licence": "PSF-2.0",
-        "url": None,
-    }
-    assert manifest["version"] == f"{platform.python_implementation()} {platform.python_version()}"
+    version = f"{platform.python_implementation()} {platform.python_version()}"
+    assert manifest["sources"] == [{"name": "stdlib", "licence": "PSF-2.0", "url": None, "version": version}]
+    assert {file["source"] for file in manifest["files"]} == {"stdlib"}
     root = Path(sysconfig.get_path("stdlib"))
     assert (folder / "files/json/decoder.py").read_bytes() == (root / "json/decoder.py").read_bytes()
     assert metrics == {"files": len(manifest["files"]), "bytes": sum(file["bytes"] for file in manifest["files"])}
@@ -115,11 +186,16 @@ def test_a_catalogued_url(web, tmp_path, monkeypatch):
     assert download(make_params(source="tinyshakespeare"), tmp_path / "raw") == {"files": 1, "bytes": len(body)}
     assert (tmp_path / "raw/files/input.txt").read_bytes() == body
     assert read_manifest(tmp_path / "raw") == {
-        "source": "tinyshakespeare",
-        "licence": "public domain",
-        "url": url,
-        "version": None,
-        "files": [{"path": "input.txt", "bytes": len(body), "sha256": known.sha256}],
+        "sources": [{"name": "tinyshakespeare", "licence": "public domain", "url": url, "version": None}],
+        "files": [
+            {
+                "source": "tinyshakespeare",
+                "path": "input.txt",
+                "bytes": len(body),
+                "sha256": known.sha256,
+                "url": url,
+            }
+        ],
     }
     web.put("/tinyshakespeare/input.txt", b"another text", etag='"two"')
     with pytest.raises(DataError, match=f"expected {known.sha256}"):
@@ -142,7 +218,8 @@ def test_a_catalogued_url(web, tmp_path, monkeypatch):
 def test_a_urls_file_name_stays_in_the_folder(web, tmp_path, path, name):
     download(make_params(url=web.put(path, b"text")), tmp_path / "raw")
     assert list_tree(tmp_path / "raw") == sorted([f"files/{name}", "manifest.json"])
-    assert read_manifest(tmp_path / "raw")["source"] == "url"
+    (source,) = read_manifest(tmp_path / "raw")["sources"]
+    assert (source["url"], source["licence"]) == (web.address(path), None)
 
 
 def test_one_file_of_ones_own(project):
@@ -150,7 +227,9 @@ def test_one_file_of_ones_own(project):
     assert download(make_params(path="mine.txt"), project / "raw") == {"files": 1, "bytes": 8}
     assert (project / "raw/files/mine.txt").read_bytes() == b"one\r\ntwo"
     manifest = read_manifest(project / "raw")
-    assert (manifest["source"], manifest["path"], manifest["licence"]) == ("path", "mine.txt", None)
+    assert manifest["sources"] == [
+        {"name": "mine.txt", "licence": None, "url": None, "version": None, "path": "mine.txt"}
+    ]
 
 
 def test_a_folder_of_ones_own(project):
@@ -180,7 +259,8 @@ def test_data_own_is_taken_from_where_the_stage_runs(project, monkeypatch):
     monkeypatch.chdir(project)
     assert download(make_params(source="own"), project / "raw") == {"files": 1, "bytes": 4}
     manifest = read_manifest(project / "raw")
-    assert (manifest["source"], manifest["licence"], manifest["files"][0]["path"]) == ("own", None, "a/b.txt")
+    assert manifest["sources"] == [{"name": "own", "licence": None, "url": None, "version": None}]
+    assert [(file["source"], file["path"]) for file in manifest["files"]] == [("own", "a/b.txt")]
     monkeypatch.chdir(copy)
     with pytest.raises(DataError, match=r"^download.source=own: no files in data/own: put .*git add, dvc add"):
         download(make_params(source="own"), copy / "raw")
@@ -280,3 +360,45 @@ def test_a_folder_that_may_not_be_read(project):
     (project / "mine/closed").chmod(0)
     with pytest.raises(PermissionError):
         download(make_params(path="mine"), project / "raw")
+
+
+def test_several_sources_lie_side_by_side(web, project):
+    (project / "texts/notes/notes").mkdir(parents=True)
+    (project / "texts/notes/b.txt").write_text("b")
+    (project / "texts/notes/notes/a.txt").write_text("a")
+    url = web.put("/c.txt", b"ccc")
+    params = make_params(mix=[url, "texts/notes", "stdlib"])
+    metrics = download(params, project / "raw")
+    manifest = read_manifest(project / "raw")
+    assert [source["name"] for source in manifest["sources"]] == ["c.txt", "notes", "stdlib"]
+    assert [source["licence"] for source in manifest["sources"]] == [None, None, "PSF-2.0"]
+    files = manifest["files"]
+    assert [file["path"] for file in files[:3]] == ["c.txt/c.txt", "notes/b.txt", "notes/notes/a.txt"]
+    assert list(dict.fromkeys(file["source"] for file in files)) == ["c.txt", "notes", "stdlib"]
+    assert [file["path"] for file in files[3:]] == sorted(file["path"] for file in files[3:])
+    assert sorted(f"files/{file['path']}" for file in files) == list_tree(project / "raw")[:-1]
+    assert metrics == {"files": len(files), "bytes": sum(file["bytes"] for file in files)}
+    assert find_changes(project / "raw") == []
+    (project / "texts/notes/notes/a.txt").write_text("A")
+    (project / "texts/notes/d.txt").write_text("d")
+    assert find_changes(project / "raw") == ["notes/d.txt", "notes/notes/a.txt"]
+
+
+def test_one_source_in_a_mix_lies_as_it_does_alone(project):
+    (project / "texts/texts").mkdir(parents=True)
+    (project / "texts/texts/a.txt").write_text("a")
+    download(make_params(path="texts"), project / "alone")
+    download(make_params(mix=["texts"]), project / "mixed")
+    assert (project / "alone/manifest.json").read_bytes() == (project / "mixed/manifest.json").read_bytes()
+    assert list_tree(project / "mixed") == ["files/texts/a.txt", "manifest.json"]
+    (project / "texts/texts/a.txt").write_text("A")
+    assert find_changes(project / "mixed") == ["texts/a.txt"]
+
+
+def test_a_source_of_a_mix_that_is_none_names_its_place(web, project):
+    url = web.put("/c.txt", b"ccc")
+    with pytest.raises(
+        ParameterError, match=r"^download.mix\[1\]='tinyshakespear': .* does not exist.*; did you mean tinyshak"
+    ):
+        download(make_params(mix=[url, "tinyshakespear"]), project / "raw")
+    assert web.requests == [], "nothing is fetched before everything is known to be there"
