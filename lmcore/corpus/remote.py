@@ -167,7 +167,8 @@ def _look(system: Any, path: str) -> tuple[int, dict[str, Mapping[str, Any]]]:
         depth, found = 1, {path: info}
     else:
         depth, found = 0, system.find(path, detail=True)
-    return depth, {name: info for name, info in found.items() if info["type"] == "file"}
+    # S3's console makes a folder by an empty file whose name ends with a slash.
+    return depth, {name: info for name, info in found.items() if info["type"] == "file" and not name.endswith("/")}
 
 
 def _describe(system: Any, path: str, info: Mapping[str, Any], url: str) -> RemoteFile:
@@ -211,15 +212,15 @@ def _translated(url: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"{url}: not there ({_one_line(error)}): check the address") from None
     except PermissionError as error:
-        raise DataError(
-            f"{url}: no access ({_one_line(error)}): check the address and your credentials for it"
-        ) from None
+        raise DataError(f"{url}: no access ({_one_line(error)}): check the address and your credentials") from None
+    except ValueError as error:
+        raise DataError(f"{url}: {_one_line(error)}: check the address") from None
     except (LmcoreError, TransferError, *OUR_MISTAKES):
         raise
     except Exception as error:  # each driver has its own kinds
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in NEEDS_CREDENTIALS:
-            raise DataError(f"{url}: no access ({_one_line(error)}): check your credentials for it") from None
+            raise DataError(f"{url}: no access ({_one_line(error)}): check the address and your credentials") from None
         raise TransferError(f"no answer ({_one_line(error)})") from None
 
 

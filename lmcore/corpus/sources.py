@@ -57,9 +57,7 @@ class DownloadParams(Section):
     def _check_mix(self, mix: Sequence[str]) -> None:
         for key in ("path", "url"):
             if (value := getattr(self, key)) is not None:
-                raise ValueError(
-                    f"download.mix={mix} and download.{key}={value!r}: set one of them, not both"
-                )
+                raise ValueError(f"download.mix={mix} and download.{key}={value!r}: set one of them, not both")
         if not mix:
             raise ValueError("download.mix=[]: must name sources, or be null")
         for at, entry in enumerate(mix):

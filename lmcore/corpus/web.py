@@ -60,7 +60,7 @@ class WebFile:
             error.close()
             if error.code in RETRIED_STATUSES:
                 raise TransferError(answer) from None
-            credentials = " and your credentials for it" if error.code in NEEDS_CREDENTIALS else ""
+            credentials = " and your credentials" if error.code in NEEDS_CREDENTIALS else ""
             raise DataError(f"{self.url}: {answer}: check the address{credentials}") from None
         except (OSError, HTTPException, UnicodeError) as error:  # UnicodeError: a host with an empty part, a..b
             raise TransferError(f"no connection ({getattr(error, 'reason', None) or error})") from None

@@ -1,5 +1,6 @@
 """A web server on 127.0.0.1 that resumes, refuses, truncates, drops and dawdles as told."""
 
+import os
 import re
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lmcore.corpus import fetch
+from lmcore.corpus import fetch, remote
 from lmcore.files import write_json
 
 
@@ -123,3 +124,15 @@ def make_raw(tmp_path: Path) -> Callable[[dict[str, bytes]], Path]:
         return raw
 
     return make
+
+
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """None but those that a test sets; small requests."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "HF_", "FSSPEC_"))]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "HF_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(remote, "CHUNK_BYTES", 1 << 16)

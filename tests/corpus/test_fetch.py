@@ -1,8 +1,10 @@
 """Downloads against a real server: whole, verified, resumed, refused."""
 
+import ast
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,3 +192,42 @@ def test_a_file_that_does_not_fit_is_one_line(web, tmp_path, cache):
         _, errors = process.communicate(timeout=120)
     assert errors == f"error: {cache}: the file would grow over the system's limit: raise it (ulimit -f)\n"
     assert process.returncode == 1
+
+
+# On a file system of 1 MB; the first server does not say how much is to come.
+FILLED = """
+import sys
+from pathlib import Path
+from lmcore.corpus.fetch import RemoteFile, fetch_files
+from lmcore.corpus.web import WebFile
+from lmcore.errors import report_errors
+
+place = Path(sys.argv[1])
+for url in sys.argv[2:]:
+    try:
+        with report_errors(), fetch_files([RemoteFile(url=url, origin=WebFile(url))], place):
+            pass
+    except SystemExit:
+        print(sorted((path.suffix, path.stat().st_size) for path in place.iterdir()))
+"""
+
+
+def test_a_full_disk_is_one_line_and_what_came_stays(web, tmp_path):
+    mount = f"mount -t tmpfs -o size=1m tmpfs {tmp_path}"
+    private = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*private, mount], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("file systems cannot be mounted here")
+    large = BODY * 10
+    urls = [web.put("/told.txt", large), web.put("/untold.txt", large, has_length=False)]
+    program = [*private, f'{mount} && exec "$@"', "sh", sys.executable, "-c", FILLED, str(tmp_path), *urls]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
+    told, untold = result.stderr.splitlines()
+    assert told == f"error: 3 MB are still to come, and {tmp_path} has 1 MB free: free some space, or choose less text"
+    assert untold == f"error: {tmp_path}: the disk is full: free some space and run the same command again"
+    first, second = map(ast.literal_eval, result.stdout.splitlines())
+    assert [suffix for suffix, _ in first] == [".lock", ".version"]
+    assert dict(second)[".part"] > 500_000

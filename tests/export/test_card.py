@@ -22,7 +22,9 @@ LINEAGE = {
     "tokenizer": "7c3",
 }
 TRAIN = {"steps": 1200, "tokens": 9_830_400, "train_loss": 2.25, "val_loss": 2.5, "bits_per_byte": 1.4}
-CORPUS = {"source": "stdlib", "licence": "PSF-2.0", "version": "3.11.2", "files": []}
+STDLIB = {"name": "stdlib", "licence": "PSF-2.0", "url": None, "version": "3.11.2"}
+OWN = {"name": "notes", "licence": None, "url": None, "version": None, "path": "texts/notes"}
+CORPUS = {"sources": [STDLIB], "files": []}
 EVALUATE = {"val_loss": 2.4, "perplexity": 11.0, "bits_per_byte": 1.3, "baselines": {"gzip": 1.7, "xz": 1.5}}
 
 
@@ -94,6 +96,30 @@ def test_card_leaves_out_what_is_not_known() -> None:
     ],
 )
 def test_front_matter_is_what_the_hub_reads(licence: str | None, expected: dict[str, str]) -> None:
-    values = read_front_matter(make_card({}, {}, {"licence": licence}))
+    values = read_front_matter(make_card({}, {}, {"sources": [{"name": "texts", "licence": licence}]}))
     assert values.pop("tags")
     assert values == {"library_name": "transformers", "pipeline_tag": "text-generation", **expected}
+
+
+@pytest.mark.parametrize(
+    ("licences", "expected"),
+    [
+        (["MIT", "MIT"], {"license": "mit"}),
+        (["CC0-1.0", "ODC-By", "CC0-1.0"], {"license": "other", "license_name": "cc0-1.0-and-odc-by"}),
+        (["MIT", None], {"license": "other", "license_name": "mit-and-unknown"}),
+        (["CC-BY-SA-3.0 and GFDL"], {"license": "other", "license_name": "cc-by-sa-3.0-and-gfdl"}),
+        ([None, None], {}),
+    ],
+)
+def test_several_licences_are_one_name_to_the_hub(licences: list[str | None], expected: dict[str, str]) -> None:
+    sources = [{"name": f"source-{at}", "licence": licence} for at, licence in enumerate(licences)]
+    values = read_front_matter(make_card({}, {}, {"sources": sources}))
+    assert {key: value for key, value in values.items() if key.startswith("license")} == expected
+
+
+def test_a_mixture_names_all_of_its_sources() -> None:
+    lines = make_card(LINEAGE, {}, {"sources": [OWN, STDLIB], "files": []}).splitlines()
+    assert any("trained from scratch on the corpus `notes` and `stdlib` with lmcore" in line for line in lines)
+    assert "| corpus | notes, stdlib 3.11.2 |" in lines
+    assert any(line.startswith("`notes`: unknown. `stdlib`: PSF-2.0. The weights are made") for line in lines)
+    assert any('tokenizer.bos_token + "import "' in line for line in lines)
