@@ -12,11 +12,11 @@ from fsspec.config import conf
 from fsspec.registry import known_implementations
 
 from lmcore.corpus.fetch import Body, RemoteFile, TransferError, persist
+from lmcore.corpus.local import WILDCARDS
 from lmcore.corpus.web import NEEDS_CREDENTIALS, WebFile
 from lmcore.errors import DataError, LmcoreError, ParameterError
 from lmcore.progress import warn
 
-WILDCARDS = "*?["
 CHUNK_BYTES = 1 << 22  # one request each, and the most that a broken connection loses
 NAME_BYTES = 255  # the most that file systems take
 # What fsspec reaches on this machine; download.path is for that, and says what is wrong with it.
