@@ -41,7 +41,7 @@ def list_units(raw: Path, layout: Layout) -> list[Unit]:
     """
     entries = read_json(raw / "manifest.json", REMEDY)["files"]
     units: list[Unit] = []
-    for source, listed in groupby(entries, key=lambda entry: str(entry.get("source", "text"))):
+    for source, listed in groupby(entries, key=lambda entry: str(entry["source"])):
         some: list[RawFile] = []
         size = 0
         for file in _list_files(raw, listed, layout):
