@@ -108,7 +108,8 @@ def encode(text: str, folder: Path) -> TokenDataset:
     end = len(text) * 9 // 10
     splits = {"train": [[text[:end]]], "validation": [[text[end:]]]}
     tokenizer = train_tokenizer(
-        TokenizerParams(kind="char", vocab_size=None, name=None, max_bytes=None), splits["train"]
+        TokenizerParams(kind="char", vocab_size=None, digits=None, special_tokens=[], name=None, max_bytes=None),
+        splits["train"],
     )
     parts = {split: [Texts(batches)] for split, batches in splits.items()}
     encode_splits(EncodeParams(shard_tokens=10_000_000), parts, tokenizer, folder / "tokens", scratch=folder / "parts")

@@ -1,5 +1,6 @@
-"""The commands beside the pipeline: `lmcore recipe`, `lmcore doctor`."""
+"""The commands beside the pipeline: `lmcore recipe`, `lmcore doctor`, `lmcore tokenizers`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ from lmcore.files import project_root
 
 app = typer.Typer(
     name="lmcore",
-    help="Beside `dvc repro`: ready sets of parameters, and what is wrong with this project.",
+    help="Beside `dvc repro`: ready sets of parameters, what is wrong with this project, how tokenizers compare.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,6 +46,23 @@ def doctor() -> None:
     for finding in findings:
         typer.echo(str(finding))
     raise typer.Exit(int(any(finding.needs_user for finding in findings)))
+
+
+@app.command()
+def tokenizers(
+    first: Annotated[
+        str, typer.Argument(help="A folder, as models/tokenizer, ours or Hugging Face's; or a name of tiktoken's.")
+    ],
+    second: Annotated[str, typer.Argument(help="Another one.")],
+    text: Annotated[
+        Path | None, typer.Option(help="A text file or a folder; without it, data/documents/validation.")
+    ] = None,
+) -> None:
+    """Compare two tokenizers on a text: bytes per token, round trip, speed, and the words that they cut otherwise."""
+    from lmcore.tokenizer_report.comparison import compare_tokenizers
+
+    for line in compare_tokenizers((first, second), text or project_root() / "data" / "documents" / "validation"):
+        typer.echo(line)
 
 
 def main() -> None:

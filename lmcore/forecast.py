@@ -87,11 +87,13 @@ def expect_vocabulary(params: TokenizerParams) -> int:
             return params.vocab_size
         case "pretrained":
             assert params.name is not None
-            return PUBLISHED_VOCABULARIES.get(params.name) or load_tokenizer(named_path(params.name)).vocab_size
+            if published := PUBLISHED_VOCABULARIES.get(params.name):
+                return published + len(params.special_tokens)
+            return load_tokenizer(named_path(params.name)).reserve(params.special_tokens).vocab_size
         case "byte":
-            return BYTE_VOCABULARY
+            return BYTE_VOCABULARY + len(params.special_tokens)
         case "char":
-            return CHAR_VOCABULARY
+            return CHAR_VOCABULARY + len(params.special_tokens)
 
 
 def forecast(values: Mapping[str, Any]) -> Forecast:

@@ -1,24 +1,32 @@
 """train_tokenizer: learn the vocabulary from the train documents."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from lmcore.corpus.documents import iterate_texts, list_parts
+from lmcore.corpus.documents import NamedText, iterate_named_texts, list_parts
 from lmcore.corpus.sample import sample_texts
 from lmcore.errors import report_errors
-from lmcore.files import write_json
+from lmcore.files import write_json, write_text
 from lmcore.params import read_section
-from lmcore.tokenizer.load import TokenizerParams, measure_tokenizer, train_tokenizer
+from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
+from lmcore.tokenizer_report.counts import count_tokens
+from lmcore.tokenizer_report.page import render_page
 
 
 def main() -> None:
-    """Train and measure on the same text; write the tokenizer and its metrics."""
+    """Train and measure on the same text; write the tokenizer, its metrics and a page about it."""
     params = read_section(TokenizerParams, "train_tokenizer")
     documents = Path("data/documents/train")
     size = sum(part.size for part in list_parts(documents))
-    tokenizer = train_tokenizer(params, sample_texts(iterate_texts(documents), size, params.max_bytes))
-    metrics = measure_tokenizer(tokenizer, sample_texts(iterate_texts(documents), size, params.max_bytes))
+
+    def sample() -> Iterator[list[NamedText]]:
+        return sample_texts(iterate_named_texts(documents), size, params.max_bytes)
+
+    tokenizer = train_tokenizer(params, ([text for _, text in batch] for batch in sample()))
+    counts = count_tokens(tokenizer, sample())
     tokenizer.save(Path("models/tokenizer"))
-    write_json(Path("reports/metrics/train_tokenizer.json"), metrics)
+    write_json(Path("reports/metrics/train_tokenizer.json"), counts.metrics)
+    write_text(Path("reports/tokenizer.md"), render_page(tokenizer, counts))
 
 
 if __name__ == "__main__":

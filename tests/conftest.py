@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import encode_texts, make_texts
+from tiny import encode_texts, make_texts, tokenizer_params
 
-from lmcore.tokenizer.load import TokenizerParams, load_tokenizer, train_tokenizer
+from lmcore.tokenizer.load import load_tokenizer, train_tokenizer
 from lmcore.tokens.dataset import TokenDataset, open_dataset
 
 # Tests run on all cores at once: threads of a tiny model's operations would only wait for one another.
@@ -25,9 +25,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
     """Two splits of byte tokens, read-only."""
     folder: Path = tmp_path_factory.mktemp("dataset")
     splits = {"train": [make_texts(40, 1)], "validation": [make_texts(8, 2)]}
-    tokenizer = train_tokenizer(
-        TokenizerParams(kind="byte", vocab_size=None, name=None, max_bytes=None), splits["train"]
-    )
+    tokenizer = train_tokenizer(tokenizer_params("byte"), splits["train"])
     (folder / "tokenizer").mkdir()
     tokenizer.save(folder / "tokenizer")
     encode_texts(1000, splits, tokenizer, folder / "tokens")

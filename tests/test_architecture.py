@@ -24,7 +24,7 @@ FLOORS = [
         "lmcore/workers.py",
     ],
     ["lmcore/corpus", "lmcore/model", "lmcore/tokenizer", "lmcore/tokens"],
-    ["lmcore/evaluate", "lmcore/generate", "lmcore/train"],
+    ["lmcore/evaluate", "lmcore/generate", "lmcore/tokenizer_report", "lmcore/train"],
     ["lmcore/export"],
     ["lmcore/forecast.py", "lmcore/recipes.py"],
     ["stages", "lmcore/cli.py", "lmcore/doctor.py", "lmcore/__main__.py"],

@@ -14,7 +14,10 @@ import pytest
 from imports import ROOT
 
 from lmcore.cli import main
+from lmcore.corpus.documents import Document, DocumentWriter
 from lmcore.params import read_params
+from lmcore.tokenizer.byte import ByteTokenizer
+from lmcore.tokenizer.pretrained import list_pretrained
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -61,7 +64,7 @@ def test_help_is_quick_and_names_the_commands(tmp_path: Path) -> None:
     result = lmcore("--help", folder=tmp_path)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert result.returncode == 0
-    assert {"recipe", "doctor"} <= set(result.stdout.split())
+    assert {"recipe", "doctor", "tokenizers"} <= set(result.stdout.split())
     # Of processor time, which other processes do not lengthen.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
@@ -121,6 +124,24 @@ def test_doctor_fails_when_something_needs_the_user(project: Path, call: Call) -
     status, output, errors = call("doctor")
     assert (status, errors) == (1, "")
     assert "MEND  model is empty: must be a section with the keys n_layers, " in output
+
+
+def test_tokenizers_are_compared_on_the_validation_text(project: Path, call: Call) -> None:
+    ByteTokenizer.create().save(project / "models" / "tokenizer")
+    assert call("tokenizers", "models/tokenizer", "models/none") == (
+        1,
+        "",
+        f"error: models/none: is neither a folder with a tokenizer.json nor a name of tiktoken's "
+        f"({', '.join(list_pretrained())})\n",
+    )
+    status, output, errors = call("tokenizers", "models/tokenizer", "models/tokenizer")
+    assert (status, output) == (1, "")
+    assert "data/documents/validation does not exist: run the prepare stage (dvc repro prepare), or name" in errors
+    with DocumentWriter(project / "data" / "documents" / "validation") as writer:
+        writer.write([Document.of("a.txt", "the cat")])
+    status, output, errors = call("tokenizers", "models/tokenizer", "models/tokenizer")
+    assert (status, errors) == (0, "")
+    assert "texts: 1, bytes: 7" in output
 
 
 def test_the_installed_command_is_this_one() -> None:

@@ -9,6 +9,7 @@ import pytest
 from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
 from imports import ROOT
 from ruamel.yaml import YAML
+from tiny import tokenizer_params
 
 from lmcore import forecast
 from lmcore.errors import ArtifactError, ParameterError
@@ -25,7 +26,7 @@ from lmcore.model.gpt import ModelParams
 from lmcore.params import parse_section, read_params
 from lmcore.recipes import SECTIONS, Recipe, apply_recipe, find_recipe, list_recipes, overlay_values, tabulate_recipes
 from lmcore.rewrite import Change, compare_values, rewrite, show_value
-from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
+from lmcore.tokenizer.load import train_tokenizer
 from lmcore.tokenizer.pretrained import list_pretrained
 from lmcore.train.memory import FILLED, choose_micro_batch, estimate_memory
 from lmcore.train.settings import TrainParams
@@ -348,16 +349,15 @@ def test_vocabularies() -> None:
     assert sorted(PUBLISHED_VOCABULARIES) == list_pretrained()
     kinds = {"bpe": 300, "byte": 257, "char": 322, "pretrained": 50_257}
     for kind, expected in kinds.items():
-        params = TokenizerParams.model_validate({"kind": kind, "vocab_size": 300, "name": "gpt2", "max_bytes": None})
-        assert expect_vocabulary(params) == expected
+        assert expect_vocabulary(tokenizer_params(kind, name="gpt2")) == expected
+        reserved = tokenizer_params(kind, name="gpt2", special_tokens=["<|user|>", "<|assistant|>"])
+        assert expect_vocabulary(reserved) == (300 if kind == "bpe" else expected + 2)
 
 
 def test_the_vocabulary_of_a_folder_is_read(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(
-        TokenizerParams(kind="bpe", vocab_size=270, name=None, max_bytes=None), [["the cat sat on the mat"]]
-    )
+    tokenizer = train_tokenizer(tokenizer_params("bpe", vocab_size=270), [["the cat sat on the mat"]])
     tokenizer.save(tmp_path)
-    params = TokenizerParams(kind="pretrained", vocab_size=None, name=f"{tmp_path}", max_bytes=None)
+    params = tokenizer_params("pretrained", name=f"{tmp_path}")
     assert expect_vocabulary(params) == tokenizer.vocab_size
 
 

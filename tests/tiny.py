@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.model.gpt import ModelParams
+from lmcore.params import parse_section
 from lmcore.tokenizer.base import Tokenizer
+from lmcore.tokenizer.load import TokenizerParams
 from lmcore.tokens.encode import EncodeParams, Texts, encode_splits
 from lmcore.train.settings import TrainParams
 
@@ -68,6 +70,12 @@ TINY_TRAIN = TrainParams(
     checkpoint_every_minutes=None,
     keep_checkpoints=2,
 )
+
+
+def tokenizer_params(kind: str, **changes: Any) -> TokenizerParams:
+    """Of a kind, all else at its default but the vocabulary, which is tiny."""
+    values = {"vocab_size": 300, "digits": 2, "special_tokens": None, "name": None, "max_bytes": None}
+    return parse_section(TokenizerParams, "train_tokenizer", {"kind": kind, **values, **changes})
 
 
 def encode_texts(

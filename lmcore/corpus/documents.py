@@ -1,9 +1,10 @@
 """Documents: what passes through the prepare stage, written to parquet and read back, a bounded batch at a time."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Self, TypeVar
 
 import pyarrow as pa
@@ -69,6 +70,13 @@ class Rejection:
 
 
 Item = TypeVar("Item", Document, Document | Rejection)
+NamedText = tuple[str, str]  # a document's id and text
+NOT_OF_THE_TYPE = re.compile(r"(\.gz|\.zst)?(:\d+)?(#\w+)?$")  # compression, row, and the side of a cut
+
+
+def file_type(document_id: str) -> str:
+    """The suffix of the file that a document lay in, without that of its compression: `.jsonl` of logs.jsonl.gz:3."""
+    return PurePosixPath(NOT_OF_THE_TYPE.sub("", document_id.lower())).suffix
 
 
 def excerpt(text: str) -> str:
@@ -159,6 +167,13 @@ def iterate_texts(folder: Path) -> Iterator[list[str]]:
     """
     for part in list_parts(folder):
         yield from part.read()
+
+
+def iterate_named_texts(folder: Path) -> Iterator[list[NamedText]]:
+    """`iterate_texts`, each text with its document's id."""
+    for part in list_parts(folder):
+        for group in part.read_groups(["id", "text"]):
+            yield list(zip(group["id"].to_pylist(), group["text"].to_pylist(), strict=True))
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,17 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from itertools import count
 
+from lmcore.corpus.documents import NamedText
+
 BLOCK_CHARACTERS = 1 << 16  # a longer document counts as several: one alone may be the whole corpus
 
 
-def sample_texts(batches: Iterable[list[str]], total_bytes: int, max_bytes: int | None) -> Iterator[list[str]]:
+def sample_texts(
+    batches: Iterable[list[NamedText]], total_bytes: int, max_bytes: int | None
+) -> Iterator[list[NamedText]]:
     """About `max_bytes` of the `total_bytes` of text, each block chosen by its number; all of it where it is less.
 
+    A block keeps the name of the document that it is cut from.
     The first block is always there, so that a sample of any size has text. It does not depend on how the texts are cut
     into batches.
     """
@@ -19,7 +24,9 @@ def sample_texts(batches: Iterable[list[str]], total_bytes: int, max_bytes: int 
     limit, numbers = max_bytes * 2**64 // total_bytes, count()
     for batch in batches:
         blocks = (
-            text[start : start + BLOCK_CHARACTERS] for text in batch for start in range(0, len(text), BLOCK_CHARACTERS)
+            (name, text[start : start + BLOCK_CHARACTERS])
+            for name, text in batch
+            for start in range(0, len(text), BLOCK_CHARACTERS)
         )
         if chosen := [block for block in blocks if draw(next(numbers)) < limit]:
             yield chosen

@@ -24,5 +24,6 @@ def compress(text: bytes) -> dict[str, float]:
 def read_text(windows: Iterable[np.ndarray], tokenizer: Tokenizer) -> bytes:
     """The bytes of the windows' targets (all tokens but each window's first), which is the text that a loss counts."""
     pieces = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
-    pieces[tokenizer.end_of_text] = b""
+    for token in tokenizer.special_tokens.values():
+        pieces[token] = b""
     return b"".join(b"".join(map(pieces.__getitem__, window[1:].tolist())) for window in windows)

@@ -59,7 +59,7 @@ def export_model(
         raise ParameterError(f"{explain_misfit(model.params)}, and train again")
     transformers = import_transformers()
     with write_folder(out) as folder:
-        write_configs(transformers, model, architecture, params.dtype, tokenizer.end_of_text, folder)
+        write_configs(transformers, model, architecture, params.dtype, tokenizer, folder)
         write_weights(model, architecture, params.dtype, folder / "model.safetensors")
         tokenizer.save(folder)
         compare_tokenizers(transformers, tokenizer, model.vocab_size, folder)
@@ -86,9 +86,10 @@ def export_model(
 
 
 def write_configs(
-    transformers: ModuleType, model: GPT, architecture: Architecture, dtype: str, end_of_text: int, folder: Path
+    transformers: ModuleType, model: GPT, architecture: Architecture, dtype: str, tokenizer: Tokenizer, folder: Path
 ) -> None:
     """config.json, generation_config.json and tokenizer_config.json."""
+    end_of_text = tokenizer.end_of_text
     ends = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
     config = transformers.AutoConfig.for_model(
         architecture, dtype=dtype, **ends, **config_values(model.params, model.vocab_size, architecture)
@@ -96,15 +97,17 @@ def write_configs(
     write_text(folder / "config.json", config.to_json_string())
     generation = transformers.GenerationConfig(**ends, pad_token_id=end_of_text)
     write_text(folder / "generation_config.json", generation.to_json_string())
-    tokenizer = {
+    reserved = [name for name in tokenizer.special_tokens if name != END_OF_TEXT]
+    tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
+        **({"additional_special_tokens": reserved} if reserved else {}),
         "model_max_length": model.params.context_length,
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
     }
-    write_json(folder / "tokenizer_config.json", tokenizer)
+    write_json(folder / "tokenizer_config.json", tokenizer_config)
 
 
 def write_weights(model: GPT, architecture: Architecture, dtype: str, path: Path) -> None:
@@ -121,6 +124,11 @@ def compare_tokenizers(transformers: ModuleType, tokenizer: Tokenizer, vocab_siz
     pairs: list[tuple[str, object, object]] = [
         ("the vocabulary size", max(exported.get_vocab().values()) + 1, vocab_size),
         (f"the id of {END_OF_TEXT}", exported.eos_token_id, tokenizer.end_of_text),
+        (
+            "the special tokens",
+            dict(zip(exported.all_special_tokens, exported.all_special_ids, strict=True)),
+            tokenizer.special_tokens,
+        ),
     ]
     for text in SAMPLE_TEXTS:
         ids = exported.encode(text, add_special_tokens=False, verbose=False)  # verbose would remark on long texts

@@ -1,16 +1,19 @@
-"""Byte-level BPE tokenizers that others made, such as GPT-2's in its Hugging Face folder."""
+"""Tokenizers that others made: byte-level BPE such as GPT-2's to train with, any other to be compared with."""
 
 import json
 import re
+from collections.abc import Iterable
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import regex
 import tokenizers
 from tiktoken_ext import openai_public
 
 from lmcore.errors import ArtifactError
-from lmcore.tokenizer.base import END_OF_TEXT, SAMPLE_TEXTS, define
+from lmcore.tokenizer.base import END_OF_TEXT, SAMPLE_TEXTS, Ids, define, read_special
 from lmcore.tokenizer.bpe import BpeTokenizer
 from lmcore.tokenizer.byte import BYTE_LEVEL, BYTES, read_symbols
 from lmcore.tokenizer.pretrained import portable_pattern
@@ -34,14 +37,16 @@ def find_pair(folder: Path) -> tuple[Path, Path] | None:
 def define_pair(vocabulary: dict[str, int], merges: str) -> dict[str, Any]:
     """The tokenizer.json of GPT-2's two files. Raises LookupError without end-of-text."""
     pairs = [line.split(" ") for line in merges.splitlines() if line and not line.startswith("#version")]
-    return define(vocabulary, vocabulary[END_OF_TEXT], merges=pairs, pre_tokenizer=GPT2_CUT, decoder=BYTE_LEVEL)
+    special = {END_OF_TEXT: vocabulary[END_OF_TEXT]}
+    return define(vocabulary, special, merges=pairs, pre_tokenizer=GPT2_CUT, decoder=BYTE_LEVEL)
 
 
 def adopt_tokenizer(path: Path, definition: Any) -> BpeTokenizer:
     """The BpeTokenizer with the ids of the tokenizer.json `definition`, which lies in the file `path`.
 
-    Of its special tokens only end-of-text is kept. Raises ArtifactError, with the reason, where there is no such
-    tokenizer; ValueError and its like for a damaged file.
+    Of its special tokens end-of-text is kept, and those that follow all else in its vocabulary, as lmcore reserves
+    them. Raises ArtifactError, with the reason, where there is no such tokenizer; ValueError and its like for a damaged
+    file.
     """
     if obstacle := find_obstacle(definition):
         raise ArtifactError(f"{path} {obstacle}: it must be one that lmcore made, or byte-level BPE like GPT-2's")
@@ -67,7 +72,9 @@ def adopt_tokenizer(path: Path, definition: Any) -> BpeTokenizer:
     for text in SAMPLE_TEXTS:
         if adopted.encode(text) != original.encode(text, add_special_tokens=False).ids:
             raise ArtifactError(f"{path} encodes {text!r} otherwise than tiktoken does by the same ranks")
-    return adopted
+    vocabulary = definition["model"]["vocab"]
+    listed = {token: content for content, token in read_special(definition).items() if content in vocabulary}
+    return adopted.reserve(listed[token] for token in takewhile(listed.__contains__, count(adopted.vocab_size)))
 
 
 def find_obstacle(definition: Any) -> str | None:
@@ -124,3 +131,40 @@ def is_portable(pattern: str) -> bool:
     """Whether both libraries cut any text by it alike; `\\s++$` at a text's end is known from tiktoken's own."""
     published = pattern.replace(r"\s++$|", "")
     return bool(PORTABLE.fullmatch(published)) and regex.fullmatch(published, "") is None
+
+
+class ForeignTokenizer:
+    """Any tokenizer.json as Hugging Face's library reads it. It need not keep a text: some fold case or white space."""
+
+    def __init__(self, original: tokenizers.Tokenizer) -> None:
+        self._original = original
+        self._original.encode_special_tokens = True
+        self._original.no_padding()
+        self._original.no_truncation()
+        self.vocab_size: int = original.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without special tokens."""
+        ids: list[int] = self._original.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: list[str], threads: int | None = None) -> list[Ids]:  # noqa: ARG002
+        """`encode` of each text, as arrays, on one core."""
+        return [np.array(self.encode(text), dtype=np.uint32) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`."""
+        text: str = self._original.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def token_bytes(self, token: int) -> bytes:
+        """How the file spells an id."""
+        return (self._original.id_to_token(token) or "").encode()
+
+
+def read_foreign(path: Path) -> ForeignTokenizer | None:
+    """The tokenizer.json at `path`, or None where the library reads none there."""
+    try:
+        return ForeignTokenizer(tokenizers.Tokenizer.from_file(str(path)))
+    except Exception:  # the library has no other
+        return None

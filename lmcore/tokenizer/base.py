@@ -5,12 +5,14 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lmcore.errors import ParameterError
 from lmcore.files import write_file
 
 END_OF_TEXT = "<|endoftext|>"
@@ -34,8 +36,8 @@ Ids = NDArray[np.uint32]
 class Tokenizer(ABC):
     """Text to ids and back. Everything is derived from the artefact, so a loaded tokenizer is the trained one.
 
-    The artefact is a tokenizer.json in the format of Hugging Face tokenizers, which gives the same ids. Its only
-    special token is END_OF_TEXT, and no text encodes to it: `<|endoftext|>` in a text is thirteen ordinary characters.
+    The artefact is a tokenizer.json in the format of Hugging Face tokenizers, which gives the same ids. No text encodes
+    to a special token, END_OF_TEXT or a reserved one: `<|endoftext|>` in a text is thirteen ordinary characters.
     """
 
     kind: ClassVar[str]
@@ -44,12 +46,13 @@ class Tokenizer(ABC):
         self.artefact = artefact
         definition: dict[str, Any] = json.loads(artefact)
         vocabulary: dict[str, int] = definition["model"]["vocab"]
-        self.end_of_text = vocabulary[END_OF_TEXT]
+        self.special_tokens = read_special(definition)
+        self.end_of_text = self.special_tokens[END_OF_TEXT]
         self.vocab_size = max(vocabulary.values()) + 1
         # Published vocabularies have gaps; an id that stands for nothing has no bytes.
         self._tokens = [b""] * self.vocab_size
         for symbol, token in vocabulary.items():
-            self._tokens[token] = END_OF_TEXT.encode() if token == self.end_of_text else self._spell(symbol)
+            self._tokens[token] = symbol.encode() if symbol in self.special_tokens else self._spell(symbol)
         missing = {bytes([byte]) for byte in range(256)}.difference(self._tokens)
         if missing:
             raise ValueError(f"{len(missing)} of the 256 bytes have no token")
@@ -61,13 +64,13 @@ class Tokenizer(ABC):
 
     @cached_property
     def byte_lengths(self) -> NDArray[np.int64]:
-        """Bytes of text that each id stands for, (vocab_size,); 0 for end-of-text, which is no text."""
+        """Bytes of text that each id stands for, (vocab_size,); 0 for special tokens, which are no text."""
         lengths = np.array([len(token) for token in self._tokens], dtype=np.int64)
-        lengths[self.end_of_text] = 0
+        lengths[list(self.special_tokens.values())] = 0
         return lengths
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one id; end-of-text has those of its string."""
+        """The bytes of one id; a special token has those of its string."""
         return self._tokens[token]
 
     def encode(self, text: str) -> list[int]:
@@ -87,6 +90,24 @@ class Tokenizer(ABC):
         """Write the artefact, whole or not at all."""
         with write_file(folder / FILE_NAME) as file:
             file.write(self.artefact)
+
+    def reserve(self, tokens: Iterable[str]) -> Self:
+        """The same tokenizer with further special tokens behind all its ids; those that it has keep theirs.
+
+        Raises ParameterError for one that is spelt like an entry of text.
+        """
+        new = [token for token in tokens if token not in self.special_tokens]
+        definition = json.loads(self.artefact)
+        vocabulary: dict[str, int] = definition["model"]["vocab"]
+        if taken := vocabulary.keys() & new:
+            raise ParameterError(
+                f"train_tokenizer.special_tokens: {min(taken)!r} is an entry of the vocabulary already, for text: "
+                f"choose another name"
+            )
+        ids = place_special(new, self.vocab_size)
+        definition["added_tokens"] += describe_special(ids)
+        vocabulary.update(ids)
+        return type(self)(write_definition(definition)) if new else self
 
     def _encode_any(self, text: str) -> Ids:
         try:
@@ -113,9 +134,28 @@ def write_definition(definition: dict[str, Any]) -> bytes:
     return json.dumps(definition, ensure_ascii=False, indent=1).encode() + b"\n"
 
 
+def read_special(definition: Any) -> dict[str, int]:
+    """The ids of the special tokens in a parsed tokenizer.json, in its order."""
+    match definition:
+        case {"added_tokens": list(added)}:
+            return {token["content"]: token["id"] for token in added}
+    return {}
+
+
+def place_special(tokens: Iterable[str], first: int) -> dict[str, int]:
+    """The ids of these special tokens, one after the other."""
+    return dict(zip(tokens, count(first), strict=False))
+
+
+def describe_special(ids: dict[str, int]) -> list[dict[str, Any]]:
+    """Special tokens as tokenizer.json lists them."""
+    flags = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
+    return [{"id": token, "content": content, **flags} for content, token in ids.items()]
+
+
 def define(
     vocabulary: dict[str, int],
-    end_of_text: int,
+    special: dict[str, int],
     *,
     merges: Sequence[Sequence[str]],
     pre_tokenizer: dict[str, Any] | None,
@@ -125,15 +165,14 @@ def define(
 ) -> dict[str, Any]:
     """A tokenizer.json of Hugging Face tokenizers; every kind is its BPE model, with or without merges.
 
-    End-of-text is in the vocabulary too, as in GPT-2's file: only there does it keep its id when ids before it are
-    missing.
+    Special tokens are in the vocabulary too, as end-of-text in GPT-2's file: only there do they keep their ids when ids
+    before them are missing.
     """
-    special = {"id": end_of_text, "content": END_OF_TEXT, "special": True, "normalized": False}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{**special, "single_word": False, "lstrip": False, "rstrip": False}],
+        "added_tokens": describe_special(special),
         "normalizer": None,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
@@ -147,7 +186,7 @@ def define(
             "fuse_unk": False,
             "byte_fallback": byte_fallback,
             "ignore_merges": ignore_merges,
-            "vocab": {**vocabulary, END_OF_TEXT: end_of_text},
+            "vocab": {**vocabulary, **special},
             "merges": merges,
         },
     }

@@ -12,15 +12,24 @@ import tiktoken
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from lmcore.tokenizer.base import END_OF_TEXT, Ids, Tokenizer, define, write_definition
+from lmcore.tokenizer.base import END_OF_TEXT, Ids, Tokenizer, define, read_special, write_definition
 from lmcore.tokenizer.byte import BYTE_LEVEL, SYMBOLS, read_symbols, write_symbols
 from lmcore.workers import count_cores
 
-# Where merges stop: GPT-4's split (tiktoken's cl100k_base) with numbers cut after two digits, as nanochat found better
-# for small vocabularies.
-PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
+
+def write_pattern(digits: int) -> str:
+    """Where merges stop: GPT-4's split (tiktoken's cl100k_base) with numbers cut after so many digits (GPT-4: 3).
+
+    Two, as nanochat found better for small vocabularies; one, as in Llama 2 and PaLM.
+    """
+    numbers = rf"\p{{N}}{{1,{digits}}}"
+    return (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|"
+        rf"{numbers}| ?[^\s\p{{L}}\p{{N}}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+    )
+
+
+PATTERN = write_pattern(2)
 SMALLEST_VOCABULARY = 257  # the bytes and end-of-text
 
 # tiktoken's regular expressions overflow their stack at 1,000,000 spaces in a row (and are fine at 800,000).
@@ -29,13 +38,13 @@ SPACE_BLOCK = 250_000
 
 
 def define_bpe(
-    vocabulary: dict[str, int], end_of_text: int, merges: Sequence[Sequence[str]], pattern: str
+    vocabulary: dict[str, int], special: dict[str, int], merges: Sequence[Sequence[str]], pattern: str
 ) -> dict[str, Any]:
     """The tokenizer.json of these merges within the pieces of `pattern`."""
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     return define(
         vocabulary,
-        end_of_text,
+        special,
         merges=merges,
         pre_tokenizer={"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]},
         decoder=BYTE_LEVEL,
@@ -52,34 +61,37 @@ class BpeTokenizer(Tokenizer):
         super().__init__(artefact)
         definition = json.loads(artefact)
         self.pattern: str = definition["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
-        ranks = {bytes_: rank for rank, bytes_ in enumerate(self._tokens) if bytes_ and rank != self.end_of_text}
+        no_text = {*self.special_tokens.values()}
+        ranks = {bytes_: rank for rank, bytes_ in enumerate(self._tokens) if bytes_ and rank not in no_text}
         self._encoding = tiktoken.Encoding(
-            "lmcore", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.end_of_text}
+            "lmcore", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens
         )
 
     @classmethod
-    def train(cls, texts: Iterable[list[str]], vocab_size: int) -> "BpeTokenizer":
+    def train(cls, texts: Iterable[list[str]], vocab_size: int, digits: int = 2) -> "BpeTokenizer":
         """Fit at most `vocab_size` entries, end-of-text included; a small corpus has fewer pairs to merge."""
-        fitted = fit_bpe(texts, vocab_size)
+        pattern = write_pattern(digits)
+        fitted = fit_bpe(texts, vocab_size, pattern)
         ranks = {read_symbols(symbols): rank for symbols, rank in fitted.get_vocab().items()}
-        return cls.from_ranks(ranks, PATTERN, len(ranks))
+        return cls.from_ranks(ranks, pattern, len(ranks))
 
     @classmethod
     def from_ranks(cls, ranks: dict[bytes, int], pattern: str, end_of_text: int) -> "BpeTokenizer":
         """A tokenizer of tiktoken's ranks: the id of each token, which is also its turn to be merged."""
         vocabulary = {write_symbols(token): rank for token, rank in sorted(ranks.items(), key=lambda item: item[1])}
         merges = [(write_symbols(left), write_symbols(right)) for left, right in list_merges(ranks)]
-        return cls(write_definition(define_bpe(vocabulary, end_of_text, merges, pattern)))
+        return cls(write_definition(define_bpe(vocabulary, {END_OF_TEXT: end_of_text}, merges, pattern)))
 
     @classmethod
     def has_written(cls, definition: Any) -> bool:
         """Our setting of all but pattern, vocabulary and merges, which are believed: only we write the rest so."""
+        special = read_special(definition)
         match definition:
             case {
                 "model": {"vocab": dict(vocabulary), "merges": list(merges)},
                 "pre_tokenizer": {"pretokenizers": [{"pattern": {"Regex": str(pattern)}}, _]},
-            } if END_OF_TEXT in vocabulary:
-                return bool(definition == define_bpe(vocabulary, vocabulary[END_OF_TEXT], merges, pattern))
+            } if END_OF_TEXT in special:
+                return bool(definition == define_bpe(vocabulary, special, merges, pattern))
         return False
 
     def encode_batch(self, texts: list[str], threads: int | None = None) -> list[Ids]:
@@ -106,12 +118,12 @@ class BpeTokenizer(Tokenizer):
         return reference
 
 
-def fit_bpe(texts: Iterable[list[str]], vocab_size: int) -> tokenizers.Tokenizer:
+def fit_bpe(texts: Iterable[list[str]], vocab_size: int, pattern: str = PATTERN) -> tokenizers.Tokenizer:
     """The merges of `texts` as tokenizers finds them, room left for end-of-text; ids 0 to 255 are the bytes."""
     fitted = tokenizers.Tokenizer(models.BPE())
     fitted.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(tokenizers.Regex(PATTERN), "isolated"),
+            pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

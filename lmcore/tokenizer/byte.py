@@ -1,10 +1,19 @@
 """Bytes as tokens, and the printable spelling of bytes that tokenizer.json uses."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from lmcore.tokenizer.base import Ids, Tokenizer, define, write_definition
+from lmcore.tokenizer.base import (
+    END_OF_TEXT,
+    Ids,
+    Tokenizer,
+    define,
+    place_special,
+    read_special,
+    write_definition,
+)
 
 
 def _byte_symbols() -> list[str]:
@@ -22,7 +31,10 @@ BYTES = {symbol: byte for byte, symbol in enumerate(SYMBOLS)}
 
 BYTE_LEVEL: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
-DEFINITION = define(BYTES, 256, merges=[], pre_tokenizer=BYTE_LEVEL, decoder=BYTE_LEVEL)
+
+def define_bytes(special: Iterable[str]) -> dict[str, Any]:
+    """The tokenizer.json of the bytes and these special tokens."""
+    return define(BYTES, place_special(special, 256), merges=[], pre_tokenizer=BYTE_LEVEL, decoder=BYTE_LEVEL)
 
 
 def write_symbols(token: bytes) -> str:
@@ -43,12 +55,12 @@ class ByteTokenizer(Tokenizer):
     @classmethod
     def create(cls) -> "ByteTokenizer":
         """The one byte tokenizer; there is nothing to train."""
-        return cls(write_definition(DEFINITION))
+        return cls(write_definition(define_bytes([END_OF_TEXT])))
 
     @classmethod
     def has_written(cls, definition: Any) -> bool:
-        """There is but one."""
-        return bool(definition == DEFINITION)
+        """There is but one for the same special tokens."""
+        return bool(definition == define_bytes(read_special(definition)))
 
     def _encode(self, text: str) -> Ids:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)

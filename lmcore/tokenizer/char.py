@@ -5,7 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from lmcore.tokenizer.base import Ids, Tokenizer, define, write_definition
+from lmcore.tokenizer.base import (
+    END_OF_TEXT,
+    Ids,
+    Tokenizer,
+    define,
+    place_special,
+    read_special,
+    write_definition,
+)
 
 FALLBACK = [f"<0x{byte:02X}>" for byte in range(256)]  # Llama's names for its 256 byte tokens
 FALLBACK_BYTES = {name: bytes([byte]) for byte, name in enumerate(FALLBACK)}
@@ -15,20 +23,21 @@ CODE_POINTS = 0x110000
 UNSEEN = np.uint32(0xFFFF_FFFF)
 
 
-def define_characters(symbols: list[str]) -> dict[str, Any]:
-    """The tokenizer.json of these characters."""
+def define_characters(symbols: list[str], special: Iterable[str]) -> dict[str, Any]:
+    """The tokenizer.json of these characters, the bytes and the special tokens."""
     vocabulary = {symbol: token for token, symbol in enumerate(symbols + FALLBACK)}
-    return define(vocabulary, len(vocabulary), merges=[], pre_tokenizer=None, decoder=DECODER, byte_fallback=True)
+    ids = place_special(special, len(vocabulary))
+    return define(vocabulary, ids, merges=[], pre_tokenizer=None, decoder=DECODER, byte_fallback=True)
 
 
 class CharTokenizer(Tokenizer):
-    """The characters of the training text by code point, then the 256 bytes, then end-of-text."""
+    """The characters of the training text by code point, then the 256 bytes, then end-of-text and what is reserved."""
 
     kind = "char"
 
     def __init__(self, artefact: bytes) -> None:
         super().__init__(artefact)
-        self._first_byte = self.end_of_text - len(FALLBACK)
+        self._first_byte = self.vocab_size - len(self.special_tokens) - len(FALLBACK)
         self._ids = np.full(CODE_POINTS, UNSEEN, dtype=np.uint32)  # by code point
         for token in range(self._first_byte):
             self._ids[ord(self.token_bytes(token).decode())] = token
@@ -41,15 +50,17 @@ class CharTokenizer(Tokenizer):
             seen.update(*batch)
         # A lone surrogate is no character: encoding replaces it.
         symbols = sorted(symbol for symbol in seen if not "\ud800" <= symbol <= "\udfff")
-        return cls(write_definition(define_characters(symbols)))
+        return cls(write_definition(define_characters(symbols, [END_OF_TEXT])))
 
     @classmethod
     def has_written(cls, definition: Any) -> bool:
-        """Characters, bytes and end-of-text, each with the id that its place gives."""
+        """Characters, bytes and special tokens, each with the id that its place gives."""
+        special = read_special(definition)
         match definition:
             case {"model": {"vocab": dict(vocabulary)}}:
-                symbols = list(vocabulary)[: -len(FALLBACK) - 1]
-                return all(len(symbol) == 1 for symbol in symbols) and bool(definition == define_characters(symbols))
+                symbols = list(vocabulary)[: -len(FALLBACK) - len(special)]
+                expected = define_characters(symbols, special)
+                return all(len(symbol) == 1 for symbol in symbols) and bool(definition == expected)
         return False
 
     def _encode(self, text: str) -> Ids:

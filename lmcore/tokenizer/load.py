@@ -1,17 +1,17 @@
-"""Train, load and measure a tokenizer of any kind."""
+"""Train or load a tokenizer of any kind."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from lmcore.errors import ArtifactError, DataError
+from lmcore.errors import ArtifactError
 from lmcore.files import named_path, read_json
 from lmcore.params import Int, Section
 from lmcore.tokenizer.adopted import adopt_tokenizer, define_pair, find_pair
-from lmcore.tokenizer.base import FILE_NAME, Tokenizer
+from lmcore.tokenizer.base import END_OF_TEXT, FILE_NAME, Tokenizer
 from lmcore.tokenizer.bpe import SMALLEST_VOCABULARY, BpeTokenizer
 from lmcore.tokenizer.byte import ByteTokenizer
 from lmcore.tokenizer.char import CharTokenizer
@@ -19,25 +19,35 @@ from lmcore.tokenizer.pretrained import fetch_pretrained, list_pretrained
 
 REMEDY = "run the train_tokenizer stage (dvc repro train_tokenizer), or fetch it (dvc pull)"
 
+# So spelt no special token can become an entry of text: our patterns cut text between a letter and what follows it.
+PUNCTUATION = "[!-/:-@[-`{-~]"
+SPECIAL_TOKEN = re.compile(f"{PUNCTUATION}[!-~]*[A-Za-z0-9][!-~]*{PUNCTUATION}")
+
 
 class TokenizerParams(Section):
-    """Which tokenizer. `vocab_size` is read by bpe alone and `name` by pretrained alone: the others have their own.
+    """Which tokenizer. `vocab_size` and `digits` are read by bpe alone and `name` by pretrained alone.
 
-    `max_bytes` of the training text are looked at, by a fair sample.
+    `special_tokens` are reserved, for fine-tuning: ids that no text encodes to. `max_bytes` of the training text are
+    looked at, by a fair sample.
     """
 
     kind: Literal["bpe", "char", "byte", "pretrained"]
     vocab_size: Int | None
+    digits: Int | None
+    special_tokens: Annotated[list[str], BeforeValidator(lambda value: [] if value is None else value)]
     name: str | None
     max_bytes: Annotated[Int, Field(ge=1)] | None
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
-        if self.kind == "bpe" and (self.vocab_size is None or self.vocab_size < SMALLEST_VOCABULARY):
+        smallest = SMALLEST_VOCABULARY + len(self.special_tokens)
+        if self.kind == "bpe" and (self.vocab_size is None or self.vocab_size < smallest):
             raise ValueError(
-                f"train_tokenizer.vocab_size={self.vocab_size}: must be at least {SMALLEST_VOCABULARY} for kind bpe "
-                f"(256 bytes and end-of-text)"
+                f"train_tokenizer.vocab_size={self.vocab_size}: must be at least {smallest} for kind bpe "
+                f"(256 bytes, end-of-text and train_tokenizer.special_tokens)"
             )
+        if self.kind == "bpe" and self.digits not in (1, 2, 3):
+            raise ValueError(f"train_tokenizer.digits={self.digits}: must be 1, 2 or 3 for kind bpe")
         if self.kind == "pretrained" and not is_folder(self.name) and self.name not in list_pretrained():
             raise ValueError(
                 f"train_tokenizer.name={self.name}: must be one of {', '.join(list_pretrained())}, or the folder of a "
@@ -45,13 +55,33 @@ class TokenizerParams(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_special_tokens(self) -> Self:
+        for place, token in enumerate(self.special_tokens):
+            name = f"train_tokenizer.special_tokens[{place}]={token!r}"
+            if not SPECIAL_TOKEN.fullmatch(token):
+                raise ValueError(
+                    f"{name}: must be ASCII without spaces that begins and ends with a punctuation mark and has a "
+                    f"letter or digit in between, as <|user|>"
+                )
+            if token == END_OF_TEXT:
+                raise ValueError(f"{name}: every tokenizer has it, leave it out")
+            if token in self.special_tokens[:place]:
+                raise ValueError(f"{name}: is there twice, leave one out")
+        return self
+
 
 def train_tokenizer(params: TokenizerParams, texts: Iterable[list[str]]) -> Tokenizer:
     """The tokenizer that `params` ask for; the same texts give the same artefact, byte for byte."""
+    return _train(params, texts).reserve(params.special_tokens)
+
+
+def _train(params: TokenizerParams, texts: Iterable[list[str]]) -> Tokenizer:
     match params.kind:
         case "bpe":
             assert params.vocab_size is not None
-            return BpeTokenizer.train(texts, params.vocab_size)
+            assert params.digits is not None
+            return BpeTokenizer.train(texts, params.vocab_size - len(params.special_tokens), params.digits)
         case "char":
             return CharTokenizer.train(texts)
         case "byte":
@@ -81,21 +111,3 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         return adopt_tokenizer(path, definition)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged ({type(error).__name__}: {error}): {REMEDY}") from None
-
-
-def measure_tokenizer(tokenizer: Tokenizer, texts: Iterable[list[str]]) -> dict[str, int | float]:
-    """Metrics on `texts`: vocab_size, bytes_per_token, and unused_tokens, the entries that never occur.
-
-    Entries of a single byte, which are there so that no text fails, and end-of-text are not counted as unused.
-    """
-    used = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    for batch in texts:
-        for ids in tokenizer.encode_batch(batch):
-            np.add.at(used, ids, 1)
-    if not used.any():
-        raise DataError("the train documents hold no text: check data/raw and the prepare section of params.yaml")
-    return {
-        "vocab_size": tokenizer.vocab_size,
-        "bytes_per_token": round(float(used @ tokenizer.byte_lengths / used.sum()), 4),
-        "unused_tokens": int(np.sum((used == 0) & (tokenizer.byte_lengths > 1))),
-    }

@@ -23,7 +23,7 @@ def fetch_pretrained(name: str) -> BpeTokenizer:
         encoding = tiktoken.get_encoding(name)
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong checksum is a ValueError
         raise ArtifactError(
-            f"train_tokenizer.name={name}: tiktoken could not fetch it ({' '.join(str(error).split())}): "
+            f"the encoding {name}: tiktoken could not fetch it ({' '.join(str(error).split())}): "
             f"connect to the network once, or set TIKTOKEN_CACHE_DIR to a folder that already holds it"
         ) from None
     # tiktoken has no public way to its parts; its README extends encodings through these three.

@@ -10,7 +10,9 @@ from lmcore.corpus.documents import (
     DocumentWriter,
     batch,
     excerpt,
+    file_type,
     iterate_documents,
+    iterate_named_texts,
     iterate_texts,
     list_parts,
 )
@@ -47,6 +49,19 @@ def test_documents_come_back_in_the_batches_they_were_given(tmp_path):
     assert [part.source for part in list_parts(tmp_path / "train")] == ["own"]
     assert list(iterate_documents(tmp_path / "train")) == batches
     assert list(iterate_texts(tmp_path / "train")) == [[TEXT, ""], ["c"]]
+    assert list(iterate_named_texts(tmp_path / "train")) == [[("a", TEXT), ("b", "")], [("c", "c")]]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("a/b.py", ".py"), ("A.TXT", ".txt"), ("logs.jsonl:12", ".jsonl"), ("x.csv.gz:3", ".csv")),
+        *(("x.txt.zst#train", ".txt"), ("x.jsonl:3#validation", ".jsonl"), ("a.d/README", ""), ("a.tar.gz", ".tar")),
+    ],
+)
+def test_the_type_of_a_file_is_in_its_documents_names(name, kind):
+    assert file_type(name) == kind
+    assert file_type(Document.of(name, "").id) == kind
 
 
 def test_parts_roll_in_order(tmp_path, monkeypatch):

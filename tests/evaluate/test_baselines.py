@@ -8,10 +8,11 @@ import subprocess
 
 import numpy as np
 import pytest
+from tiny import tokenizer_params
 
 from lmcore.evaluate.baselines import compress, read_text
 from lmcore.tokenizer.base import Tokenizer
-from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
+from lmcore.tokenizer.load import train_tokenizer
 
 WORDS = random.Random(0).choices(["tree", "river", "stone", "cloud", "ash"], k=20_000)
 TEXT = " ".join(WORDS).encode()
@@ -19,9 +20,7 @@ TEXT = " ".join(WORDS).encode()
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(
-        TokenizerParams(kind="bpe", vocab_size=300, name=None, max_bytes=None), [["the cat and the hat, näive 日本"]]
-    )
+    return train_tokenizer(tokenizer_params("bpe"), [["the cat and the hat, näive 日本"]])
 
 
 def test_bits_per_byte_are_the_libraries() -> None:

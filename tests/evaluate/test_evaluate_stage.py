@@ -6,11 +6,11 @@ import lzma
 from pathlib import Path
 
 import pytest
-from tiny import TINY_MODEL, encode_texts
+from tiny import TINY_MODEL, encode_texts, tokenizer_params
 
 from lmcore.model.folder import save_model
 from lmcore.model.gpt import GPT
-from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
+from lmcore.tokenizer.load import train_tokenizer
 from stages import evaluate
 
 DOCUMENTS = ["one day, a näive cat " * 40, "sat on the 日本 mat " * 30]
@@ -21,7 +21,7 @@ TEXT = "".join(DOCUMENTS).encode()
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with all that the stage reads, as the working directory."""
     monkeypatch.chdir(tmp_path)
-    tokenizer = train_tokenizer(TokenizerParams(kind="bpe", vocab_size=280, name=None, max_bytes=None), [DOCUMENTS])
+    tokenizer = train_tokenizer(tokenizer_params("bpe", vocab_size=280), [DOCUMENTS])
     save_model(Path("models/gpt"), GPT(TINY_MODEL, tokenizer.vocab_size), lineage={})
     tokenizer.save(Path("models/gpt"))
     splits = {"train": [["x"]], "validation": [DOCUMENTS]}

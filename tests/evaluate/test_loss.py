@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import GPT2_MODEL, encode_texts
+from tiny import GPT2_MODEL, encode_texts, tokenizer_params
 
 from lmcore.errors import ArtifactError, DataError, ParameterError
 from lmcore.evaluate.loss import EvaluateParams, Loss, measure_loss
 from lmcore.model.gpt import GPT
 from lmcore.params import parse_section
 from lmcore.tokenizer.base import Tokenizer
-from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
+from lmcore.tokenizer.load import train_tokenizer
 from lmcore.tokens.batches import fixed_windows
 from lmcore.tokens.shards import TokenShards
 
@@ -32,7 +32,7 @@ def build_model(vocab_size: int = 257) -> GPT:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(TokenizerParams(kind="byte", vocab_size=None, name=None, max_bytes=None), [])
+    return train_tokenizer(tokenizer_params("byte"), [])
 
 
 @pytest.fixture(scope="module")

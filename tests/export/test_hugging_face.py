@@ -3,11 +3,13 @@
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import tokenizer_params
 from torch import Tensor
 
 import lmcore.export.hugging_face
@@ -16,7 +18,7 @@ from lmcore.export.hugging_face import ExportParams, export_model
 from lmcore.model.folder import load_model, save_model
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.model.hugging_face import import_transformers, named_weights
-from lmcore.tokenizer.load import TokenizerParams, load_tokenizer, train_tokenizer
+from lmcore.tokenizer.load import load_tokenizer, train_tokenizer
 
 CLASSIC: dict[str, Any] = {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True}
 MODERN: dict[str, Any] = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": False, "bias": False}
@@ -34,10 +36,9 @@ FLOAT32 = ExportParams(name="tiny", dtype="float32")
 CORPUS = {"source": "stdlib", "licence": "PSF-2.0"}
 
 
-def write_model(folder: Path, choices: dict[str, Any], kind: str = "byte") -> GPT:
+def write_model(folder: Path, choices: dict[str, Any], kind: str = "byte", reserved: Sequence[str] = ()) -> GPT:
     """A model of random weights, biases and gains, saved with a tokenizer as the train stage does."""
-    settings = {"kind": kind, "vocab_size": 300 if kind == "bpe" else None, "name": None, "max_bytes": None}
-    tokenizer = train_tokenizer(TokenizerParams.model_validate(settings), [TEXT])
+    tokenizer = train_tokenizer(tokenizer_params(kind, special_tokens=[*reserved]), [TEXT])
     shape = {"n_layers": 2, "n_heads": 4, "n_kv_heads": None, "d_model": 32, "d_ff": None, "context_length": 48}
     params = ModelParams.model_validate(
         {**shape, "dropout": 0.1, "tie_embeddings": True, "logit_softcap": None, **choices}
@@ -83,6 +84,17 @@ def continue_greedily(model: GPT, tokens: Tensor, count: int) -> list[list[int]]
         for _ in range(count):
             tokens = torch.cat((tokens, model(tokens)[0][:, -1:].argmax(-1)), dim=1)
     return [[int(token) for token in row] for row in tokens]
+
+
+@pytest.mark.parametrize("kind", ["byte", "char", "bpe"])
+def test_reserved_tokens_are_exported(tmp_path: Path, kind: str) -> None:
+    reserved = ["<|user|>", "<|assistant|>"]
+    model = write_model(tmp_path / "gpt", MODERN, kind, reserved)
+    export_model(FLOAT32, tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={})
+    theirs = import_transformers().AutoTokenizer.from_pretrained(tmp_path / "export")
+    assert theirs.convert_tokens_to_ids(reserved) == [model.vocab_size - 2, model.vocab_size - 1]
+    assert theirs.all_special_tokens == ["<|endoftext|>", *reserved]
+    assert load_tokenizer(tmp_path / "export").artefact == load_tokenizer(tmp_path / "gpt").artefact
 
 
 @pytest.mark.parametrize("kind", ["byte", "char", "bpe"])

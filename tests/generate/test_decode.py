@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tiny import GPT2_MODEL, TINY_MODEL
+from tiny import GPT2_MODEL, TINY_MODEL, tokenizer_params
 from torch import Tensor
 
 from lmcore.errors import ArtifactError
@@ -12,7 +12,7 @@ from lmcore.generate.decode import Sample, build_cache, draw_samples, generate
 from lmcore.generate.sampling import SampleParams
 from lmcore.model.gpt import GPT
 from lmcore.tokenizer.base import Tokenizer
-from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
+from lmcore.tokenizer.load import train_tokenizer
 
 BLOCKS = {
     "gpt2": GPT2_MODEL,
@@ -54,7 +54,7 @@ def recompute(model: GPT, prompt: Sequence[int], count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(TokenizerParams(kind="byte", vocab_size=None, name=None, max_bytes=None), [])
+    return train_tokenizer(tokenizer_params("byte"), [])
 
 
 def build_params(prompts: list[str], **changes: object) -> SampleParams:

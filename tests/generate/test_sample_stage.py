@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import TINY_MODEL
+from tiny import TINY_MODEL, tokenizer_params
 
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.model.folder import save_model
 from lmcore.model.gpt import GPT
-from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
+from lmcore.tokenizer.load import train_tokenizer
 from stages import sample
 
 PARAMS = """\
@@ -30,7 +30,7 @@ sample:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with all that the stage reads, as the working directory."""
     monkeypatch.chdir(tmp_path)
-    tokenizer = train_tokenizer(TokenizerParams(kind="char", vocab_size=None, name=None, max_bytes=None), [["abc abd"]])
+    tokenizer = train_tokenizer(tokenizer_params("char"), [["abc abd"]])
     save_model(Path("models/gpt"), GPT(TINY_MODEL, tokenizer.vocab_size), lineage={})
     tokenizer.save(Path("models/gpt"))
     Path("params.yaml").write_text(PARAMS, encoding="utf-8")

@@ -13,11 +13,11 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from ruamel.yaml import YAML
-from tiny import TINY_MODEL, TINY_TRAIN, encode_texts, make_texts
+from tiny import TINY_MODEL, TINY_TRAIN, encode_texts, make_texts, tokenizer_params
 
 from lmcore.hardware import HardwareParams
 from lmcore.params import read_params
-from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
+from lmcore.tokenizer.load import train_tokenizer
 from lmcore.train.settings import TrainParams
 
 CHECKOUT = Path(__file__).parents[2]
@@ -41,9 +41,7 @@ class Project:
     @classmethod
     def create(cls, folder: Path) -> "Project":
         splits = {"train": [make_texts(40, 1)], "validation": [make_texts(8, 2)]}
-        tokenizer = train_tokenizer(
-            TokenizerParams(kind="byte", vocab_size=None, name=None, max_bytes=None), splits["train"]
-        )
+        tokenizer = train_tokenizer(tokenizer_params("byte"), splits["train"])
         (folder / "models" / "tokenizer").mkdir(parents=True)
         tokenizer.save(folder / "models" / "tokenizer")
         encode_texts(1000, splits, tokenizer, folder / "data" / "tokens")

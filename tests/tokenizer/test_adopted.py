@@ -236,8 +236,9 @@ def test_a_changed_file_is_refused_or_means_the_same(start: str, change: dict[st
         assert adopted.encode(text) == original.encode(text, add_special_tokens=False).ids
 
 
-def test_ours_saved_again_by_transformers_is_ours(tmp_path: Path) -> None:
-    first = BpeTokenizer.train([CORPUS], 330)
+@pytest.mark.parametrize("reserved", [[], ["<|user|>", "<|assistant|>"]])
+def test_ours_saved_again_by_transformers_is_ours(reserved: list[str], tmp_path: Path) -> None:
+    first = BpeTokenizer.train([CORPUS], 330).reserve(reserved)
     first.save(tmp_path)
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     theirs.save_pretrained(tmp_path / "again")

@@ -10,10 +10,11 @@ import tiktoken_ext.openai_public
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tokenizer_params
 
 from lmcore.errors import ArtifactError
 from lmcore.tokenizer.bpe import BpeTokenizer
-from lmcore.tokenizer.load import TokenizerParams, load_tokenizer, train_tokenizer
+from lmcore.tokenizer.load import load_tokenizer, train_tokenizer
 from lmcore.tokenizer.pretrained import fetch_pretrained, list_pretrained, portable_pattern
 
 END_OF_TEXT_IDS = {"gpt2": 50256, "r50k_base": 50256, "cl100k_base": 100257, "o200k_base": 199999}
@@ -43,7 +44,7 @@ def published_encoding(name: str) -> tiktoken.Encoding:
 def build(name: str) -> BpeTokenizer:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiktoken, "get_encoding", published_encoding)
-        return train_tokenizer(TokenizerParams(kind="pretrained", vocab_size=None, name=name, max_bytes=None), [])
+        return train_tokenizer(tokenizer_params("pretrained", name=name), [])
 
 
 @pytest.mark.parametrize("name", END_OF_TEXT_IDS)
@@ -91,7 +92,7 @@ def test_no_network_is_one_line_with_the_way_out(
     monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
     monkeypatch.setattr(tiktoken.load, "read_file", read_file)
     with pytest.raises(
-        ArtifactError, match=f"name=r50k_base: tiktoken could not fetch it .*{reason}.*TIKTOKEN_CACHE_DIR"
+        ArtifactError, match=f"the encoding r50k_base: tiktoken could not fetch it .*{reason}.*TIKTOKEN_CACHE_DIR"
     ) as caught:
         fetch_pretrained("r50k_base")
     assert "\n" not in str(caught.value)

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import GPT2_MODEL, TINY_MODEL
+from tiny import GPT2_MODEL, TINY_MODEL, tokenizer_params
 
 from lmcore.errors import ArtifactError, LmcoreError, ParameterError
 from lmcore.export.hugging_face import ExportParams, export_model
 from lmcore.files import sha256_file
 from lmcore.model.folder import save_model
 from lmcore.model.gpt import GPT, ModelParams
-from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
+from lmcore.tokenizer.load import train_tokenizer
 from lmcore.tokens.dataset import TokenDataset
 from lmcore.train.initial import load_initial_weights
 
@@ -111,7 +111,7 @@ def test_another_shape_is_refused(
 def test_another_tokenizer_and_a_missing_folder_are_refused(tmp_path: Path, dataset: TokenDataset) -> None:
     save_base(tmp_path / "base", dataset)
     model = GPT(TINY_MODEL, dataset.train.vocab_size, seed=9)
-    other = train_tokenizer(TokenizerParams(kind="char", vocab_size=None, name=None, max_bytes=None), [["abc"]])
+    other = train_tokenizer(tokenizer_params("char"), [["abc"]])
     with pytest.raises(ArtifactError, match=r"its tokenizer \(257 entries.* is not the one that encoded the text"):
         load_initial_weights(model, str(tmp_path / "base"), other)
     with pytest.raises(ParameterError, match=r"^train\.init_from=.*none is not a folder"):
