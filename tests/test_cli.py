@@ -137,7 +137,7 @@ def test_tokenizers_are_compared_on_the_validation_text(project: Path, call: Cal
     status, output, errors = call("tokenizers", "models/tokenizer", "models/tokenizer")
     assert (status, output) == (1, "")
     assert "data/documents/validation does not exist: run the prepare stage (dvc repro prepare), or name" in errors
-    with DocumentWriter(project / "data" / "documents" / "validation") as writer:
+    with DocumentWriter(project / "data" / "documents" / "validation", "own") as writer:
         writer.write([Document.of("a.txt", "the cat")])
     status, output, errors = call("tokenizers", "models/tokenizer", "models/tokenizer")
     assert (status, errors) == (0, "")

@@ -79,7 +79,7 @@ def test_what_is_no_text_is_left_out_and_said(compare: Compare) -> None:
 
 
 def test_a_file_a_prepared_split_and_a_hidden_folder(compare: Compare) -> None:
-    with DocumentWriter(Path(".hidden/split")) as writer:
+    with DocumentWriter(Path(".hidden/split"), "own") as writer:
         writer.write([Document.of("z.jsonl", text, row) for row, text in enumerate(TEXTS.values())])
     found = figures(compare(text=".hidden/split"))
     assert found["bytes per token, .jsonl"][0] == "1.0000"

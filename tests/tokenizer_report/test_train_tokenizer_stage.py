@@ -25,7 +25,7 @@ def project(tmp_path: Path) -> Path:
     settings = {"vocab_size": (2048, 400), "special_tokens": (None, RESERVED), "max_bytes": (1_000_000_000, 8000)}
     changes = [Change("train_tokenizer", key, old, new) for key, (old, new) in settings.items()]
     rewrite_file(tmp_path / "params.yaml", changes)
-    with DocumentWriter(tmp_path / "data/documents/train") as writer:
+    with DocumentWriter(tmp_path / "data/documents/train", "own") as writer:
         writer.write([Document.of(f"{number}.txt", text) for number, text in enumerate(make_texts(60, seed=1))])
     return tmp_path
 
