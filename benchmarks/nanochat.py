@@ -71,6 +71,7 @@ def build_ours() -> tuple[Step, Draw]:
             "bias": False,
             "tie_embeddings": False,
             "logit_softcap": 15.0,
+            "document_mask": False,
         },
     )
     request = read_section(HardwareParams, "hardware").model_copy(update={"micro_batch_size": BATCH})

@@ -226,6 +226,7 @@ def shape_params(shape: str) -> ModelParams:
             "bias": False,
             "tie_embeddings": True,
             "logit_softcap": None,
+            "document_mask": False,
         },
     )
 

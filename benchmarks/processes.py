@@ -63,7 +63,7 @@ def run_side(processes: int, sharding: str) -> None:
             sharding="full" if sharding == "full" else "replicate",
         )
         params = read_section(TrainParams, "train").model_copy(update={"optimizer": "adamw"})
-        model = GPT(read_section(ModelParams, "model").model_copy(update=SCALED), ENTRIES, seed=1)
+        model = GPT(read_section(ModelParams, "model").model_copy(update=SCALED), ENTRIES, seed=1, end_of_text=0)
         state = build_state(model, params, hardware, world)
         generator = torch.Generator().manual_seed(1)
         windows = torch.randint(ENTRIES, (BATCH, 257), generator=generator)[split_batch(BATCH, world)]

@@ -126,7 +126,7 @@ def train_ours(
     started = time.perf_counter()
     request = parse_section(HardwareParams, "hardware", settings["hardware"])
     hardware = plan_hardware(request, settings, params, model_params, dataset)
-    model = GPT(model_params, dataset.tokenizer.vocab_size, params.seed)
+    model = GPT(model_params, dataset.train.vocab_size, params.seed, end_of_text=dataset.train.end_of_text)
     batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
 
     def validate(trained: GPT) -> Loss:

@@ -69,7 +69,7 @@ def prepare() -> Setup:
     dataset = open_dataset(Path("data/tokens"), load_tokenizer(Path("models/tokenizer")))
     hardware = plan_hardware(read_section(HardwareParams, "hardware"), read_params(), params, model_params, dataset)
     batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
-    model = GPT(model_params, dataset.train.vocab_size, params.seed)
+    model = GPT(model_params, dataset.train.vocab_size, params.seed, end_of_text=dataset.train.end_of_text)
     state = build_state(model, params, hardware, World())
     steps = plan_schedule(params, model_params.context_length, dataset.train.tokens).steps
     return Setup(params, hardware, batches, state, steps)

@@ -26,7 +26,7 @@ def main() -> None:
     hardware = plan_hardware(read_section(HardwareParams, "hardware"), read_params(), params, model_params, dataset)
     launch(hardware.processes, "stages.train")
     with join_world(hardware.device) as world:
-        model = GPT(model_params, dataset.tokenizer.vocab_size, params.seed)
+        model = GPT(model_params, dataset.train.vocab_size, params.seed, end_of_text=dataset.train.end_of_text)
         origin = load_initial_weights(model, params.init_from, dataset.tokenizer)
         batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
         measure = partial(measure_loss, shards=dataset.validation, byte_lengths=dataset.tokenizer.byte_lengths)

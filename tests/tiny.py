@@ -30,6 +30,7 @@ TINY_MODEL = ModelParams(
     bias=False,
     tie_embeddings=True,
     logit_softcap=None,
+    document_mask=False,
 )
 GPT2_MODEL = TINY_MODEL.model_copy(
     update={

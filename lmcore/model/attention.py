@@ -16,12 +16,15 @@ LONGEST_BLOCKED = 512
 def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
     """What each of `query` (B, H, T, W) gathers from `key` and `value` (B, K, S, W), K dividing H: (B, H, T, W).
 
-    Without a `mask` (T, S) a position sees itself and those before it.
+    A position sees what is true in `mask`, (T, S) or (B, 1, T, S); without one itself and those before it.
     """
     time = query.shape[2]
-    is_plain = mask is None and dropout == 0.0 and cut_into_blocks(time)
+    is_plain = key.shape[2] == time and dropout == 0.0 and cut_into_blocks(time)
     if is_plain and query.device.type == "cpu" and torch.compiler.is_compiling():
-        return _attend_in_blocks(query, key, value)
+        return _attend_in_blocks(query, key, value, mask)
+    if mask is not None and time > 1:
+        # On CUDA no fused kernel takes both a mask and grouped heads; the one that is left keeps T x T matrices.
+        key, value = _repeat_heads(query, key, value)
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -40,16 +43,35 @@ def cut_into_blocks(time: int) -> list[tuple[int, int]]:
     return [(start, min(start + BLOCK_TOKENS, time)) for start in range(0, time, BLOCK_TOKENS)]
 
 
-def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention, one block of queries after the other, each over the keys up to its own end."""
+def mask_documents(tokens: Tensor, time: int, end_of_text: int) -> Tensor:
+    """What the last `time` of `tokens` (B, S) may see, (B, 1, time, S): of those before only their own document's.
+
+    `end_of_text` opens a document and belongs to it; what comes before the first one is a document too.
+    """
+    documents = (tokens == end_of_text).cumsum(dim=1, dtype=torch.int32)
+    same = documents[:, -time:, None] == documents[:, None, :]
+    return same.tril(tokens.shape[1] - time)[:, None]
+
+
+def _repeat_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values with as many heads as `query`."""
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if groups == 1:
+        return key, value
+    return key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+
+
+def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Causal attention, one block of queries after the other, each over the keys up to its own end."""
+    key, value = _repeat_heads(query, key, value)
     scale = query.shape[3] ** -0.5
     blocks = []
     for start, end in cut_into_blocks(query.shape[2]):
         scores = (query[:, :, start:end] @ key[:, :, :end].transpose(-2, -1)).float() * scale
-        seen = torch.ones(end - start, end, dtype=torch.bool, device=query.device).tril(start)
+        if mask is None:
+            seen = torch.ones(end - start, end, dtype=torch.bool, device=query.device).tril(start)
+        else:
+            seen = mask[..., start:end, :end]
         weights = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)
         blocks.append(weights.to(value.dtype) @ value[:, :, :end])
     return torch.cat(blocks, dim=2)

@@ -8,7 +8,8 @@ class KeyValueCache:
     """Pre-allocated keys and values of every layer, (batch, key-value heads, capacity, head width) each.
 
     An argument of the model's forward, never a part of it: `append` writes a layer's new entries, `advance` commits
-    them once all layers have, `crop` forgets the end, `mask` says what the new tokens may see.
+    them once all layers have, `crop` forgets the end, `mask` says what the new tokens may see. Models with a document
+    mask keep the tokens too (`add_tokens`), among which documents end.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class KeyValueCache:
         shape = (n_layers, batch, kv_heads, capacity, head_width)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.tokens = torch.zeros(batch, capacity, device=device, dtype=torch.int64)
         self.capacity = capacity
         self.length = 0
 
@@ -35,6 +37,12 @@ class KeyValueCache:
         self.keys[layer, :, :, self.length : end] = key
         self.values[layer, :, :, self.length : end] = value
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def add_tokens(self, tokens: Tensor) -> Tensor:
+        """Write `tokens` (batch, time) after the committed ones; return all of them."""
+        end = self.length + tokens.shape[1]
+        self.tokens[:, self.length : end] = tokens
+        return self.tokens[:, :end]
 
     def advance(self, time: int) -> None:
         """Commit `time` tokens, which every layer has appended."""

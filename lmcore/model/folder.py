@@ -14,6 +14,8 @@ from lmcore.model.hugging_face import MODEL_CLASSES, load_hugging_face
 from lmcore.params import parse_section
 
 FORMAT = 1
+# Params that came after the first models of the format, and what those were without them.
+LATER_PARAMS = {"document_mask": False}
 REMEDY = "run the train stage (dvc repro train), or fetch it (dvc pull)"
 
 
@@ -29,8 +31,8 @@ def save_model(folder: Path, model: GPT, lineage: dict[str, Any]) -> None:
     with write_file(folder / "model.safetensors") as file:
         file.write(save(weights))
     write_json(folder / "lineage.json", lineage)
-    config = {"format": FORMAT, "vocab_size": model.vocab_size, "model": model.params.model_dump()}
-    write_json(folder / "config.json", config)
+    ends = {"vocab_size": model.vocab_size, "end_of_text": model.end_of_text}
+    write_json(folder / "config.json", {"format": FORMAT, **ends, "model": model.params.model_dump()})
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> GPT:
@@ -42,8 +44,12 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> GPT:
     match read_json(place, REMEDY):
         case {"model_type": str(architecture)} if architecture in MODEL_CLASSES:
             return load_hugging_face(folder).to(device)
-        case {"format": 1, "model": params, "vocab_size": vocab_size}:
-            model = GPT(parse_section(ModelParams, f"{place}: model", params), vocab_size, seed=None)
+        case {"format": 1, "model": dict(values), "vocab_size": vocab_size, **rest}:
+            params = parse_section(ModelParams, f"{place}: model", {**LATER_PARAMS, **values})
+            end_of_text: Any = rest.get("end_of_text")
+            if params.document_mask and end_of_text not in range(vocab_size):
+                raise ArtifactError(f"{place}: end_of_text={end_of_text}: model.document_mask needs this token's id")
+            model = GPT(params, vocab_size, seed=None, end_of_text=end_of_text)
         case _:
             kinds = ", ".join(MODEL_CLASSES)
             raise ArtifactError(f"{place} is neither a model of format {FORMAT} nor Hugging Face's {kinds}: {REMEDY}")

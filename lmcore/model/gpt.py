@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from lmcore.model.attention import attend
+from lmcore.model.attention import attend, mask_documents
 from lmcore.model.cache import KeyValueCache
 from lmcore.params import Int, Section
 
@@ -38,6 +38,7 @@ class ModelParams(Section):
     bias: bool
     tie_embeddings: bool
     logit_softcap: float | None = Field(gt=0.0)
+    document_mask: bool
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
@@ -110,8 +111,10 @@ class Attention(nn.Module):
             self.query_norm = nn.RMSNorm(params.head_width, eps=RMS_NORM_EPSILON)
             self.key_norm = nn.RMSNorm(params.head_width, eps=RMS_NORM_EPSILON)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None) -> Tensor:
-        """What each position of `x` (B, T, D) gathers from those before it, (B, T, D)."""
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KeyValueCache | None
+    ) -> Tensor:
+        """What each position of `x` (B, T, D) gathers from those before it that `mask` lets it see, (B, T, D)."""
         batch, time, width = x.shape
         heads = self.qkv(x).view(batch, time, self.n_heads + 2 * self.kv_heads, self.head_width).transpose(1, 2)
         query, key, value = heads.split([self.n_heads, self.kv_heads, self.kv_heads], dim=1)  # (B, H or K, T, W)
@@ -121,9 +124,7 @@ class Attention(nn.Module):
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         query, key = query.to(value.dtype), key.to(value.dtype)
-        mask = None
         if cache is not None:
-            mask = cache.mask(time)
             key, value = cache.append(self.layer, key, value)  # (B, K, past + T, W)
         mixed = attend(query, key, value, mask=mask, dropout=self.dropout if self.training else 0.0)
         projected: Tensor = self.projection(mixed.transpose(1, 2).reshape(batch, time, width))
@@ -165,19 +166,27 @@ class Block(nn.Module):
         self.mlp = Mlp(params)
         self.dropout = nn.Dropout(params.dropout)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KeyValueCache | None
+    ) -> Tensor:
         """The residual stream `x` (B, T, D) with both parts added."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, mask, cache))
         output: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return output
 
 
 class GPT(nn.Module):
-    """A causal language model: embeddings, blocks, final norm, head."""
+    """A causal language model: embeddings, blocks, final norm, head.
 
-    def __init__(self, params: ModelParams, vocab_size: int, seed: int | None = 0) -> None:
+    With `model.document_mask` it must know the token that opens each document.
+    """
+
+    def __init__(
+        self, params: ModelParams, vocab_size: int, seed: int | None = 0, *, end_of_text: int | None = None
+    ) -> None:
         super().__init__()
-        self.params, self.vocab_size = params, vocab_size
+        assert end_of_text is not None or not params.document_mask, "a document mask needs the end-of-text token"
+        self.params, self.vocab_size, self.end_of_text = params, vocab_size, end_of_text
         self.token_embedding = nn.Embedding(vocab_size, params.d_model)
         if params.position == "learned":
             self.position_embedding = nn.Embedding(params.context_length, params.d_model)
@@ -222,12 +231,25 @@ class GPT(nn.Module):
         else:
             rotary = rotary_tables(positions, self.params.head_width)
         x = self.dropout(x)
+        mask = self._find_mask(tokens, cache)
         for block in self.blocks:
-            x = block(x, rotary, cache)
+            x = block(x, rotary, mask, cache)
         if cache is not None:
             cache.advance(time)
         normed: Tensor = self.final_norm(x)
         return normed
+
+    def _find_mask(self, tokens: Tensor, cache: KeyValueCache | None) -> Tensor | None:
+        """What `tokens` (B, T) may see of the cache and of themselves; None where plain causal attention says it all.
+
+        Positions are not restarted in a document: rotary ones see distances alone, and with learned ones a text that a
+        window cuts in two has no beginning to count from.
+        """
+        time = tokens.shape[1]
+        if self.params.document_mask:
+            assert self.end_of_text is not None
+            return mask_documents(tokens if cache is None else cache.add_tokens(tokens), time, self.end_of_text)
+        return None if cache is None else cache.mask(time)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The score of every token, (..., V), from the final hidden state (..., D)."""
@@ -252,7 +274,7 @@ class GPT(nn.Module):
     def outline(cls, params: ModelParams, vocab_size: int) -> "GPT":
         """The model's shapes without its weights, in no time and no memory."""
         with torch.device("meta"):
-            return cls(params, vocab_size, seed=None)
+            return cls(params, vocab_size, seed=None, end_of_text=0)  # any: no shape depends on it
 
     def count_parameters(self) -> int:
         """Trainable numbers, tied weights once."""

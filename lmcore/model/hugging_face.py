@@ -141,6 +141,8 @@ def measure_difference(model: GPT, theirs: Any) -> tuple[float, float]:
     batches = [
         torch.randint(model.vocab_size, shape, generator=generator) for shape in [(4, min(16, context)), (1, context)]
     ]
+    if model.params.document_mask:  # transformers takes several documents for one: both compute the same within one
+        batches = [(tokens + (tokens == model.end_of_text)) % model.vocab_size for tokens in batches]
     with explain_failure(theirs.name_or_path):
         expected = [theirs(tokens, use_cache=False).logits for tokens in batches]
     differences = [model(tokens)[0] - logits for tokens, logits in zip(batches, expected, strict=True)]
@@ -197,6 +199,7 @@ def read_config(values: Mapping[str, Any], place: str) -> tuple[Architecture, Mo
         **{our: values[their] for our, their in SHAPE_KEYS[architecture].items()},
         "dropout": 0.0,
         "logit_softcap": None,
+        "document_mask": False,
     }
     try:
         params = ModelParams.model_validate(choices)

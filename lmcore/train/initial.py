@@ -9,7 +9,7 @@ from lmcore.model.gpt import GPT
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokenizer.load import load_tokenizer
 
-FREE_CHOICES = {"dropout"}  # they may differ from the other model's: no weight depends on them
+FREE_CHOICES = {"dropout", "document_mask"}  # they may differ from the other model's: no weight depends on them
 
 
 def load_initial_weights(model: GPT, init_from: str | None, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def gather_model(state: TrainState) -> GPT:
     gathered = {name: gather_tensor(weight) for name, weight in weights.items()}
     if all(gathered[name] is weight for name, weight in weights.items()):
         return state.model
-    whole = GPT(state.model.params, state.model.vocab_size)
+    whole = GPT(state.model.params, state.model.vocab_size, end_of_text=state.model.end_of_text)
     whole.load_state_dict(gathered, strict=False)  # a tied head is the embedding
     return whole
 

@@ -41,7 +41,7 @@ def write_model(folder: Path, choices: dict[str, Any], kind: str = "byte", reser
     tokenizer = train_tokenizer(tokenizer_params(kind, special_tokens=[*reserved]), [TEXT])
     shape = {"n_layers": 2, "n_heads": 4, "n_kv_heads": None, "d_model": 32, "d_ff": None, "context_length": 48}
     params = ModelParams.model_validate(
-        {**shape, "dropout": 0.1, "tie_embeddings": True, "logit_softcap": None, **choices}
+        {**shape, "dropout": 0.1, "tie_embeddings": True, "logit_softcap": None, "document_mask": False, **choices}
     )
     model = GPT(params, tokenizer.vocab_size).eval()
     generator = torch.Generator().manual_seed(1)

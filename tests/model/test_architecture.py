@@ -13,7 +13,8 @@ MODERN = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": Tru
 
 def make_params(**choices: Any) -> ModelParams:
     shape = {"n_layers": 1, "n_heads": 4, "n_kv_heads": None, "d_model": 16, "d_ff": None, "context_length": 8}
-    return ModelParams(**{**shape, "dropout": 0.0, "tie_embeddings": True, "logit_softcap": None, **choices})
+    others = {"dropout": 0.0, "tie_embeddings": True, "logit_softcap": None, "document_mask": False}
+    return ModelParams(**{**shape, **others, **choices})
 
 
 @pytest.mark.parametrize(
