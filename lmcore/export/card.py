@@ -38,6 +38,11 @@ tokens = model.generate(**inputs, max_new_tokens={new_tokens}, do_sample=True, t
 print(tokenizer.decode(tokens[0], skip_special_tokens=True))
 ```"""
 
+ONE_DOCUMENT = """
+
+In training a token saw its own document alone. transformers knows nothing of that: give it one document in a sequence,
+and what it computes is what the trained model computes."""
+
 LIMITS = """\
 ## Intended use and limits
 
@@ -73,7 +78,8 @@ def render_card(facts: CardFacts) -> str:
     parts = [
         f"---\n{_front_matter(facts)}---",
         f"# {facts.name}\n\n{_summary(facts)}",
-        USAGE.format(folder=json.dumps(facts.folder), prompt=prompt, new_tokens=new_tokens),
+        USAGE.format(folder=json.dumps(facts.folder), prompt=prompt, new_tokens=new_tokens)
+        + (ONE_DOCUMENT if facts.model.document_mask else ""),
         f"## Figures\n\n{_table(('figure', 'value'), _figures(facts))}",
         f"## Parameters\n\n{_table(('parameter', 'value'), _parameters(facts))}",
         f"## Lineage\n\n{_table(('made from', 'fingerprint or version'), _lineage(facts))}",

@@ -22,8 +22,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = N
     is_plain = key.shape[2] == time and dropout == 0.0 and cut_into_blocks(time)
     if is_plain and query.device.type == "cpu" and torch.compiler.is_compiling():
         return _attend_in_blocks(query, key, value, mask)
-    if mask is not None and time > 1:
-        # On CUDA no fused kernel takes both a mask and grouped heads; the one that is left keeps T x T matrices.
+    if mask is not None and time > 1 and query.device.type != "cpu":
+        # No fused kernel for CUDA takes both a mask and grouped heads; what is left keeps T x T matrices of each head.
         key, value = _repeat_heads(query, key, value)
     return F.scaled_dot_product_attention(
         query,

@@ -107,11 +107,11 @@ def _moments(
 
     `block` bytes are what one block keeps. A block that is computed again is there with its widest gradient.
     """
-    norm = tokens * _norm_bytes(params, FP32)
+    around = tokens * (_norm_bytes(params, FP32) + (params.context_length if params.document_mask else 0))
     if not checkpointing:
-        yield norm + params.n_layers * block + logits
+        yield around + params.n_layers * block + logits
         return
-    inputs = norm + params.n_layers * tokens * params.d_model * FP32
+    inputs = around + params.n_layers * tokens * params.d_model * FP32
     yield inputs + logits
     yield inputs + block + tokens * DTYPES[precision].itemsize * MLP_WIDTHS[params.mlp] // 2 * params.ff_width
 
@@ -148,8 +148,9 @@ def _block_bytes(params: ModelParams, precision: Precision, device: str, compile
     | MLP             | b times its width F, SwiGLU 4 times, GELU and squared ReLU 2 times               |
     | dropout         | two masks b D                                                                    |
 
-    Attention keeps no T x T matrices, but on a CPU: three of fp32 with dropout, and half of one, in fp32 and again in
-    b, where it is compiled in blocks.
+    Attention keeps no T x T matrices of each head, but on a CPU: three of fp32 with dropout, and half of one, in fp32
+    and again in b, where it is compiled in blocks. Elsewhere a document mask is kept as numbers, b T x T for all heads
+    together, and on a card keys and values b 2 (D - K W) for the heads that share them.
     """
     time, wide, keys = params.context_length, params.d_model, params.kv_heads * params.head_width
     product = DTYPES[precision].itemsize
@@ -163,9 +164,12 @@ def _block_bytes(params: ModelParams, precision: Precision, device: str, compile
     squares = 0
     if device == "cpu" and params.dropout:
         squares = 3 * FP32 * params.n_heads * time**2
-    elif device == "cpu" and compiled:
+    elif device == "cpu" and compiled and cut_into_blocks(time):
         scores = sum((end - start) * end for start, end in cut_into_blocks(time))
         squares = (FP32 + product) * params.n_heads * scores
+    elif params.document_mask:
+        squares = product * time**2
+        attention += 0 if device == "cpu" else 2 * product * (wide - keys)
     return time * (2 * _norm_bytes(params, product) + attention + mlp + dropout) + squares
 
 

@@ -15,12 +15,14 @@ MODELS = {
     "mixed": TINY_MODEL.model_copy(update={"norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True}),
     "untied": GPT2_MODEL.model_copy(update={"tie_embeddings": False, "bias": False}),
 }
+MODELS |= {f"{name}, documents": MODELS[name].model_copy(update={"document_mask": True}) for name in ("modern", "gpt2")}
 VOCABULARY = 50
+END_OF_TEXT = 13  # `tokens` has some, in the middle and at the end
 
 
 @pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> GPT:
-    model = GPT(MODELS[request.param], VOCABULARY, seed=3).eval()
+    model = GPT(MODELS[request.param], VOCABULARY, seed=3, end_of_text=END_OF_TEXT).eval()
     with torch.no_grad():  # away from the initial values, where many mistakes do not show
         for weight in model.parameters():
             weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(5))

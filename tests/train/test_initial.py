@@ -26,9 +26,9 @@ def save_base(folder: Path, dataset: TokenDataset) -> GPT:
 
 def test_the_weights_are_the_others_and_named(tmp_path: Path, dataset: TokenDataset) -> None:
     base = save_base(tmp_path / "base", dataset)
-    # What no weight depends on may be another: dropout and, with rotary positions, the context.
-    changed = TINY_MODEL.model_copy(update={"dropout": 0.1, "context_length": 32})
-    model = GPT(changed, dataset.train.vocab_size, seed=9)
+    # What no weight depends on may be another: dropout, the mask and, with rotary positions, the context.
+    changed = TINY_MODEL.model_copy(update={"dropout": 0.1, "context_length": 32, "document_mask": True})
+    model = GPT(changed, dataset.train.vocab_size, seed=9, end_of_text=dataset.train.end_of_text)
     origin = load_initial_weights(model, str(tmp_path / "base"), dataset.tokenizer)
     for (name, ours), theirs in zip(model.named_parameters(), base.parameters(), strict=True):
         assert torch.equal(ours, theirs), name

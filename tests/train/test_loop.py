@@ -15,6 +15,7 @@ from tiny import GPT2_MODEL, TINY_MODEL, TINY_TRAIN
 from lmcore.distributed import World
 from lmcore.evaluate.loss import Loss, measure_loss
 from lmcore.hardware import Hardware
+from lmcore.model.folder import load_model
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.model.loss import LanguageModelLoss
 from lmcore.tokens.batches import Batches
@@ -57,7 +58,8 @@ class Training:
     ) -> GPT:
         self.monkeypatch.chdir(self.folder)
         self.monkeypatch.setenv("DVC_ROOT", str(self.folder))
-        model = GPT(model_params, self.dataset.train.vocab_size, params.seed)
+        train = self.dataset.train
+        model = GPT(model_params, train.vocab_size, params.seed, end_of_text=train.end_of_text)
         batches = Batches(self.dataset.train, params.batch_size, model_params.context_length, params.seed)
 
         def validate(trained: GPT) -> Loss:
@@ -151,6 +153,23 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     other.run(model_params=model_params)
     assert read_outputs(training) == read_outputs(other)
     assert training.steps() == other.steps()
+
+
+def test_with_a_document_mask_it_goes_on_and_is_validated_with_it(training: Training, other: Training) -> None:
+    """The tiny documents are longer than a window of 16 tokens: a longer one sees where they end."""
+    masked = TINY_MODEL.model_copy(update={"document_mask": True, "context_length": 256})
+    training.run(model_params=masked)
+    with pytest.raises(KilledError):
+        other.run(model_params=masked, die_at_validation=2)
+    other.run(model_params=masked)
+    assert read_outputs(training) == read_outputs(other)
+    model = load_model(training.folder / "models" / "gpt")
+    validation, lengths = training.dataset.validation, training.dataset.tokenizer.byte_lengths
+    losses = [measure_loss(model, validation, lengths, TINY_TRAIN.eval_windows, 4).loss]
+    model.params = masked.model_copy(update={"document_mask": False})
+    losses.append(measure_loss(model, validation, lengths, TINY_TRAIN.eval_windows, 4).loss)
+    assert training.steps()[-1]["val_loss"] == pytest.approx(losses[0], abs=1e-9)
+    assert losses[1] != pytest.approx(losses[0], abs=1e-6)
 
 
 def test_a_signal_saves_and_leaves_and_the_run_goes_on(training: Training, other: Training) -> None:

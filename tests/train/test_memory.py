@@ -36,6 +36,9 @@ SHAPES = {
     "learned positions": MODERN.model_copy(update={"position": "learned"}),
     "squared relu, capped": MODERN.model_copy(update={"mlp": "relu2", "logit_softcap": 15.0}),
     "dropout": MODERN.model_copy(update={"dropout": 0.1}),
+    "document mask": MODERN.model_copy(update={"document_mask": True}),
+    "classic, document mask": CLASSIC.model_copy(update={"document_mask": True}),
+    "dropout, document mask": MODERN.model_copy(update={"document_mask": True, "dropout": 0.1}),
     "untied": CLASSIC.model_copy(update={"tie_embeddings": False}),
 }
 VOCAB_SIZE, ROWS = 512, 4
@@ -65,7 +68,7 @@ def build(
     params: ModelParams, *, checkpointing: bool = False, optimizer: str = "adamw", vocab_size: int = VOCAB_SIZE
 ) -> tuple[GPT, Any, list[torch.optim.Optimizer]]:
     """A model after its first update, when gradients and the optimizer's state are there."""
-    model = GPT(params, vocab_size).train()
+    model = GPT(params, vocab_size, end_of_text=1).train()
     objective = distribute(
         LanguageModelLoss(model), World(), "replicate", "cpu", activation_checkpointing=checkpointing
     )
@@ -85,7 +88,7 @@ def step(params: ModelParams, objective: Any, precision: Precision) -> None:
 
 def kept_by_autograd(params: ModelParams, precision: Precision) -> int:
     """Bytes of the tensors that one forward pass to the final hidden state keeps, each storage once, no weights."""
-    model = GPT(params, VOCAB_SIZE).train()
+    model = GPT(params, VOCAB_SIZE, end_of_text=1).train()
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -111,7 +114,7 @@ def test_activations_are_what_autograd_keeps(shape: str, precision: Precision) -
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("vocab_size", "whole_logits"), [(64, 64 << 20), (4096, 64 << 20), (16_384, 4 << 20)])
-@pytest.mark.parametrize("shape", ["modern", "classic", "squared relu, capped"])
+@pytest.mark.parametrize("shape", ["modern", "classic", "squared relu, capped", "document mask"])
 def test_the_total_is_the_peak_of_a_step(
     shape: str,
     vocab_size: int,
@@ -181,6 +184,17 @@ def test_compiled_attention_keeps_matrices_on_a_cpu_alone() -> None:
     added = long(compiled=True).activations - long().activations
     assert added == 3 * ROWS * 4 * 8 * 128 * (128 + 256 + 384 + 512)  # layers, rows, heads, bytes, blocks
     assert long(compiled=True, device="cuda") == long(device="cuda")
+
+
+def test_the_document_mask_is_kept_once_and_as_numbers_in_each_block() -> None:
+    params = MODERN.model_copy(update={"context_length": 1024})
+    plain = functools.partial(estimate_memory, params, VOCAB_SIZE, **GIVEN)
+    masked = functools.partial(estimate_memory, params.model_copy(update={"document_mask": True}), VOCAB_SIZE, **GIVEN)
+    square = ROWS * 1024**2
+    assert masked().activations - plain().activations == square * (1 + 3 * 4)
+    assert masked(compiled=True) == masked(), "too long for blocks"
+    grouped = ROWS * 1024 * 3 * 4 * 2 * 32  # keys and values of half the heads, on a card
+    assert masked(device="cuda").activations - plain(device="cuda").activations == square * (1 + 3 * 4) + grouped
 
 
 def test_the_largest_size_that_fits_is_chosen() -> None:
