@@ -32,6 +32,7 @@ class Job(BaseModel, frozen=True, extra="forbid"):
     sharding: Sharding = "replicate"
     micro_batch_size: int = BATCH
     recompute: bool = False
+    document_mask: bool = False
     load: str | None = None
     first: int = 0
     last: int = STEPS
@@ -42,7 +43,8 @@ class Training:
 
     def __init__(self, world: World, job: Job) -> None:
         self.world, self.job = world, job
-        self.model = GPT(TINY_MODEL, VOCABULARY, seed=1)
+        params = TINY_MODEL.model_copy(update={"document_mask": job.document_mask})
+        self.model = GPT(params, VOCABULARY, seed=1, end_of_text=1)
         loss = LanguageModelLoss(self.model)
         self.objective = distribute(loss, world, job.sharding, "cpu", activation_checkpointing=job.recompute)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01, weight_decay=0.1, fused=True)

@@ -43,7 +43,7 @@ def write_model(folder: Path, choices: dict[str, Any], kind: str = "byte", reser
     params = ModelParams.model_validate(
         {**shape, "dropout": 0.1, "tie_embeddings": True, "logit_softcap": None, "document_mask": False, **choices}
     )
-    model = GPT(params, tokenizer.vocab_size).eval()
+    model = GPT(params, tokenizer.vocab_size, end_of_text=tokenizer.end_of_text).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
@@ -76,6 +76,22 @@ def test_transformers_loads_and_computes_the_same(tmp_path: Path, choices: dict[
     expected = continue_greedily(model, prompt, 12)
     found = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, eos_token_id=None)
     assert found.tolist() == expected
+
+
+def test_a_model_of_single_documents_is_exported_as_one(tmp_path: Path) -> None:
+    """Among so many random tokens are ends of text, past which transformers sees and ours does not."""
+    model = write_model(tmp_path / "gpt", {**MODERN, "document_mask": True, "context_length": 1024})
+    metrics = export_model(FLOAT32, tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={})
+    assert metrics["max_abs_logit_difference"] < 1e-3
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "transformers knows nothing of that: give it one document in a sequence" in card
+    theirs, _ = load_with_transformers(tmp_path / "export")
+    assert model.end_of_text == theirs.config.eos_token_id
+    one = torch.tensor([[model.end_of_text, 100, 101, 102]])
+    with torch.inference_mode():
+        torch.testing.assert_close(model(one)[0], theirs(one).logits, atol=1e-4, rtol=1e-4)
+        two = torch.cat((one, one), dim=1)
+        assert not torch.allclose(model(two)[0], theirs(two).logits, atol=1e-2)
 
 
 def continue_greedily(model: GPT, tokens: Tensor, count: int) -> list[list[int]]:

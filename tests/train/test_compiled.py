@@ -20,7 +20,8 @@ from lmcore.train.session import build_state
 from lmcore.train.step import accumulate_gradients, update_weights
 
 hardware = Hardware("cpu", "cpu", "fp32", 16, compile=sys.argv[1] == "compiled", compile_reason="a test", threads=2)
-model = GPT(TINY_MODEL.model_copy(update={"context_length": 256}), 50, seed=1)
+params = TINY_MODEL.model_copy(update={"context_length": 256, "document_mask": sys.argv[2] == "masked"})
+model = GPT(params, 50, seed=1, end_of_text=0)
 state = build_state(model, TINY_TRAIN, hardware, World())
 windows = torch.randint(50, (16, 257), generator=torch.Generator().manual_seed(1))
 for step in range(4):
@@ -31,12 +32,12 @@ print(hashlib.sha256(weights).hexdigest(), loss.item())
 """
 
 
-def train(mode: str) -> tuple[str, float]:
+def train(mode: str, mask: str) -> tuple[str, float]:
     """The hash of the weights after a few steps in a process of their own, and the last loss."""
     tests = Path(__file__).parents[1]
     paths = os.pathsep.join([str(tests.parent), str(tests)])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "2"}
-    command = [sys.executable, "-c", PROGRAM, mode]
+    command = [sys.executable, "-c", PROGRAM, mode, mask]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     weights, loss = finished.stdout.split()
@@ -45,7 +46,8 @@ def train(mode: str) -> tuple[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="compiling needs a C++ compiler")
-def test_compiled_is_deterministic_and_computes_the_same() -> None:
-    (first, loss), (second, _) = train("compiled"), train("compiled")
+@pytest.mark.parametrize("mask", ["unmasked", "masked"])
+def test_compiled_is_deterministic_and_computes_the_same(mask: str) -> None:
+    (first, loss), (second, _) = train("compiled", mask), train("compiled", mask)
     assert first == second
-    assert loss == pytest.approx(train("eager")[1], rel=1e-5)
+    assert loss == pytest.approx(train("eager", mask)[1], rel=1e-5)

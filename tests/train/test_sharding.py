@@ -120,19 +120,30 @@ def test_alone_nothing_changes() -> None:
         assert objective.model.head.weight is weight
 
 
-def test_recomputing_changes_no_bit() -> None:
+@pytest.mark.slow
+def test_documents_are_told_apart_in_every_way(tmp_path: Path) -> None:
+    ways = [{"sharding": "replicate"}, {"sharding": "full", "micro_batch_size": 2, "recompute": True}]
+    results = run_in_processes(2, tmp_path, [{**way, "document_mask": True} for way in ways])
+    expected = Training(World(), Job(document_mask=True)).run()
+    for result in results:
+        assert result["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+        assert result["validations"] == pytest.approx(expected["validations"], rel=1e-4)
+
+
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_recomputing_changes_no_bit(document_mask: bool) -> None:
     """Dropout included: the masks are drawn a second time."""
-    params = GPT2_MODEL.model_copy(update={"dropout": 0.3})
+    params = GPT2_MODEL.model_copy(update={"dropout": 0.3, "document_mask": document_mask})
     tokens = torch.randint(VOCABULARY, (BATCH, 17), generator=torch.Generator().manual_seed(1))
     gradients = []
     for recompute in (False, True):
-        model = GPT(params, VOCABULARY)
+        model = GPT(params, VOCABULARY, end_of_text=1)
         objective = distribute(
             LanguageModelLoss(model), World(), "replicate", "cpu", activation_checkpointing=recompute
         )
         torch.manual_seed(3)
         objective(tokens[:, :-1], tokens[:, 1:]).backward()
         gradients.append({name: weight.grad for name, weight in model.named_parameters()})
-        assert list(model.state_dict()) == list(GPT(params, VOCABULARY).state_dict())
+        assert list(model.state_dict()) == list(GPT(GPT2_MODEL, VOCABULARY).state_dict())
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
