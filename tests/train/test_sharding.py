@@ -12,13 +12,15 @@ import torch
 from imports import ROOT
 from safetensors.torch import load_file, save_file
 from sharded_training import BATCH, STEPS, VOCABULARY, Job, Training
-from tiny import GPT2_MODEL
+from tiny import GPT2_MODEL, TINY_MODEL
 from torch import Tensor
 
 from lmcore.distributed import World
 from lmcore.model.gpt import GPT
 from lmcore.model.loss import LanguageModelLoss
+from lmcore.train import session
 from lmcore.train.sharding import distribute, gather_tensor, shard_like, sync_gradients, whole_weights
+from lmcore.train.state import TrainState
 
 pytestmark = pytest.mark.xdist_group("sharded")  # tests that share the trainings share a process
 
@@ -108,6 +110,15 @@ def test_three_processes_resume_bit_for_bit(tmp_path: Path) -> None:
     for place in range(2):
         whole, resumed = (load_file(tmp_path / f"job-{number + place}.safetensors") for number in (2, 4))
         assert all(torch.equal(whole[name], resumed[name]) for name in whole), ways[place]
+
+
+def test_a_gathered_model_still_tells_documents_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "gather_tensor", torch.clone)
+    model = GPT(TINY_MODEL.model_copy(update={"document_mask": True}), VOCABULARY, end_of_text=1)
+    whole = session.gather_model(TrainState(model, LanguageModelLoss(model), []))
+    tokens = torch.arange(8)[None] % 3
+    assert whole is not model
+    assert torch.equal(whole(tokens)[0], model(tokens)[0])
 
 
 def test_alone_nothing_changes() -> None:
