@@ -263,8 +263,9 @@ def test_a_mistake_is_one_line_and_changes_nothing(
     assert mistaken.contents("models", "reports") == before
 
 
-def test_blocks_of_gpt2_go_the_whole_way(tmp_path: Path) -> None:
-    project = Project(tmp_path, {**SMALL, "model": GPT2_MODEL.model_dump(), "train_tokenizer": {"kind": "char"}})
+def test_blocks_of_gpt2_and_documents_apart_go_the_whole_way(tmp_path: Path) -> None:
+    model = GPT2_MODEL.model_copy(update={"document_mask": True}).model_dump()
+    project = Project(tmp_path, {**SMALL, "model": model, "train_tokenizer": {"kind": "char"}})
     project.run("dvc", "repro")
     assert project.metrics("export")["architecture"] == "GPT2LMHeadModel"
     assert project.metrics("export")["max_abs_logit_difference"] < 1e-4

@@ -23,7 +23,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = N
     if is_plain and query.device.type == "cpu" and torch.compiler.is_compiling():
         return _attend_in_blocks(query, key, value, mask)
     if mask is not None and time > 1 and query.device.type != "cpu":
-        # No fused kernel for CUDA takes both a mask and grouped heads; what is left keeps T x T matrices of each head.
+        # On CUDA grouped heads are for two kernels (torch's documentation): one takes no mask, the other keeps T x T
+        # matrices of each head.
         key, value = _repeat_heads(query, key, value)
     return F.scaled_dot_product_attention(
         query,

@@ -8,8 +8,8 @@ class KeyValueCache:
     """Pre-allocated keys and values of every layer, (batch, key-value heads, capacity, head width) each.
 
     An argument of the model's forward, never a part of it: `append` writes a layer's new entries, `advance` commits
-    them once all layers have, `crop` forgets the end, `mask` says what the new tokens may see. Models with a document
-    mask keep the tokens too (`add_tokens`), among which documents end.
+    them once all layers have, `crop` forgets the end, `mask` says what the new tokens may see. A model with a document
+    mask keeps the tokens here too (`add_tokens`): they say where documents begin.
     """
 
     def __init__(

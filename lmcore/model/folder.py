@@ -31,8 +31,8 @@ def save_model(folder: Path, model: GPT, lineage: dict[str, Any]) -> None:
     with write_file(folder / "model.safetensors") as file:
         file.write(save(weights))
     write_json(folder / "lineage.json", lineage)
-    ends = {"vocab_size": model.vocab_size, "end_of_text": model.end_of_text}
-    write_json(folder / "config.json", {"format": FORMAT, **ends, "model": model.params.model_dump()})
+    tokens = {"vocab_size": model.vocab_size, "end_of_text": model.end_of_text}
+    write_json(folder / "config.json", {"format": FORMAT, **tokens, "model": model.params.model_dump()})
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> GPT:
