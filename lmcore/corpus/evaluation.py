@@ -20,7 +20,7 @@ class Evaluation:
 
     def read(self) -> Iterator[list[str]]:
         """The texts, a batch at a time. Raises DataError where one cannot be read."""
-        file = RawFile(self.path, self.path.name, Layout())
+        file = RawFile(self.path, self.path.name, Layout(), self.path.stat().st_size)
         if file.kind in {".jsonl", ".ndjson"}:
             yield from self._read_records(file)
             return

@@ -55,6 +55,7 @@ class RawFile:
     path: Path
     name: str
     layout: Layout
+    size: int  # bytes
     groups: tuple[int, int] | None = None  # of a parquet file, which row groups: [first, end)
     kind: str = field(init=False)  # its suffix without that of the compression
     compression: str | None = field(init=False)
@@ -64,14 +65,6 @@ class RawFile:
         compression = COMPRESSIONS.get(name.suffix)
         object.__setattr__(self, "compression", compression)
         object.__setattr__(self, "kind", (name.with_suffix("") if compression else name).suffix)
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk, of those row groups where they are chosen."""
-        if self.groups is None:
-            return self.path.stat().st_size
-        with pq.ParquetFile(self.path) as parquet:
-            return sum(parquet.metadata.row_group(group).total_byte_size for group in range(*self.groups))
 
     def reject(self, reason: str) -> Rejection:
         """The file, or the rest of it, as one rejection."""

@@ -1,7 +1,7 @@
 """Raw text in units of work: some small files, one large file, or some row groups of a parquet file."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,14 @@ def list_units(raw: Path, layout: Layout) -> list[Unit]:
 
 
 def _list_files(raw: Path, entries: Iterator[dict[str, Any]], layout: Layout) -> Iterator[RawFile]:
+    folder = raw / "files"
     for entry in entries:
-        path = raw / "files" / entry["path"]
-        if not path.is_file():
-            raise ArtifactError(f"{path} does not exist, though {raw}/manifest.json lists it: {REMEDY}")
-        file = RawFile(path, entry["path"], layout)
+        path = folder / entry["path"]
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} does not exist, though {raw}/manifest.json lists it: {REMEDY}") from None
+        file = RawFile(path, entry["path"], layout, size)
         yield from _cut_parquet(file) if file.kind == ".parquet" and file.compression is None else [file]
 
 
@@ -77,7 +80,7 @@ def _cut_parquet(file: RawFile) -> Iterator[RawFile]:
     first, size = 0, 0
     for group, group_size in enumerate(sizes):
         if group > first and size + group_size > UNIT_BYTES:
-            yield RawFile(file.path, file.name, file.layout, (first, group))
+            yield replace(file, size=size, groups=(first, group))
             first, size = group, 0
         size += group_size
-    yield RawFile(file.path, file.name, file.layout, (first, len(sizes)))
+    yield replace(file, size=size, groups=(first, len(sizes)))

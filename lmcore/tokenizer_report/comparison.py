@@ -98,9 +98,13 @@ def read_texts(path: Path, left_out: list[Rejection]) -> Iterator[list[NamedText
         raise DataError(
             f"{path} does not exist: run the prepare stage (dvc repro prepare), or name a file or a folder (--text)"
         )
-    names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    visible = (name for name in names if not any(part.startswith(".") for part in name.parts) or name == path)
-    files = (RawFile(path / name if path.is_dir() else path, name.as_posix(), Layout()) for name in visible)
+    root, names = (path, sorted(path.rglob("*"))) if path.is_dir() else (path.parent, [path])
+    named = [(file, file.relative_to(root)) for file in names if file.is_file()]
+    files = (
+        RawFile(file, name.as_posix(), Layout(), file.stat().st_size)
+        for file, name in named
+        if file == path or not any(part.startswith(".") for part in name.parts)
+    )
     for items in batch(item for file in files for item in read_file(file)):
         left_out += (item for item in items if isinstance(item, Rejection))
         yield [(item.id, item.text) for item in items if isinstance(item, Document)]
