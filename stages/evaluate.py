@@ -5,12 +5,13 @@ from pathlib import Path
 from lmcore.errors import report_errors
 from lmcore.evaluate.baselines import compress, read_text
 from lmcore.evaluate.loss import EvaluateParams, measure_loss
-from lmcore.files import write_json
+from lmcore.files import project_root, write_json
 from lmcore.model.folder import load_model
 from lmcore.params import read_section
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.batches import fixed_windows
-from lmcore.tokens.shards import TokenShards
+from lmcore.tokens.dataset import open_split
+from lmcore.tokens.verified import VERIFIED, VerifiedFiles
 
 BATCH_SIZE = 8
 
@@ -18,8 +19,8 @@ BATCH_SIZE = 8
 def main() -> None:
     params = read_section(EvaluateParams, "evaluate")
     model, tokenizer = load_model(Path("models/gpt")), load_tokenizer(Path("models/gpt"))
-    shards = TokenShards.open(Path("data/tokens"), "validation")
-    shards.require_tokenizer(tokenizer)
+    shards = open_split(Path("data/tokens"), "validation", tokenizer)
+    shards.verify(VerifiedFiles(project_root() / VERIFIED))
     windows = params.windows(model.params.context_length)
     loss = measure_loss(model, shards, tokenizer.byte_lengths, windows, BATCH_SIZE)
     text = read_text(fixed_windows(shards, model.params.context_length, windows), tokenizer)

@@ -191,9 +191,10 @@ class DocumentPart:
 
     @property
     def source(self) -> str:
-        """The name of the source that the documents come from."""
+        """The name of the source that the documents come from, as the file's metadata has it; without it, `text`."""
         with self._opened() as file:
-            return str(file.schema_arrow.metadata[b"source"].decode())
+            metadata: dict[bytes, bytes] = file.schema_arrow.metadata or {}
+            return metadata.get(b"source", b"text").decode()
 
     def fingerprint(self) -> str:
         """SHA-256 of the file."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokens.shards import TokenShards
+from lmcore.tokens.verified import VerifiedFiles
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,23 @@ class TokenDataset:
         return {
             "tokens": {"train": self.train.fingerprint, "validation": self.validation.fingerprint},
             "tokenizer": self.tokenizer.fingerprint,
+            **({"tokenized": self.train.tokenized} if self.train.tokenized else {}),
         }
+
+    def verify(self, verified: VerifiedFiles) -> None:
+        """Raise ArtifactError for a file that is not what its manifest promises: see `TokenShards.verify`."""
+        for shards in (self.train, self.validation):
+            shards.verify(verified)
 
 
 def open_dataset(folder: Path, tokenizer: Tokenizer) -> TokenDataset:
-    """Raises ArtifactError where a file is missing or damaged, or the tokens are another tokenizer's."""
-    train, validation = (TokenShards.open(folder, split) for split in ("train", "validation"))
-    for shards in (train, validation):
-        shards.require_tokenizer(tokenizer)
+    """Raises ArtifactError where a file is missing or of another size, or the tokens are another tokenizer's."""
+    train, validation = (open_split(folder, split, tokenizer) for split in ("train", "validation"))
     return TokenDataset(train, validation, tokenizer)
+
+
+def open_split(folder: Path, split: str, tokenizer: Tokenizer) -> TokenShards:
+    """One of them; raises as `open_dataset`."""
+    shards = TokenShards.open(folder, split)
+    shards.require_tokenizer(tokenizer)
+    return shards

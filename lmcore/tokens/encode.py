@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,16 @@ from lmcore.params import Int, Section
 from lmcore.progress import BytesProgress
 from lmcore.scratch import reserve
 from lmcore.tokenizer.base import Tokenizer
-from lmcore.tokens.shards import MANIFEST, ShardWriter
+from lmcore.tokens.verified import VerifiedFiles
+from lmcore.tokens.writer import SplitWriter, choose_dtype, write_manifest
 from lmcore.workers import HERE, Engine
 
 
 class EncodeParams(Section):
-    """How tokens are cut into files."""
+    """How tokens are cut into files, and the folder of those that are taken as they are instead of the documents."""
 
     shard_tokens: Int = Field(ge=1)
+    tokenized: Annotated[str, Field(min_length=1)] | None
 
 
 class TextPart(Protocol):
@@ -34,6 +36,10 @@ class TextPart(Protocol):
     @property
     def size(self) -> int:
         """Bytes, for the progress bar."""
+
+    @property
+    def source(self) -> str:
+        """Where the text comes from; the parts of one source follow one another."""
 
     def fingerprint(self) -> str:
         """The same for the same documents."""
@@ -50,14 +56,15 @@ def encode_splits(
     *,
     scratch: Path,
     engine: Engine = HERE,
+    verified: VerifiedFiles | None = None,
 ) -> dict[str, int | float | str]:
     """Write the shards of every split and the manifest; the folder appears whole or not at all.
 
     Encoded parts wait in `scratch` until all are there: a killed stage goes on from them. The result depends on the
-    documents and the tokenizer alone, not on the `engine` or on what was killed. Returns the metrics: SPLIT_tokens of
-    each, bytes_per_token over all of them, dtype. Raises DataError for a split without text.
+    documents and the tokenizer alone, not on the `engine` or on what was killed. What is written is entered in
+    `verified`. Returns the metrics of `write_manifest`. Raises DataError for a split without text.
     """
-    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    dtype = choose_dtype(tokenizer.vocab_size)
     names = {split: [part.fingerprint() for part in parts] for split, parts in splits.items()}
     with reserve(scratch, [tokenizer.fingerprint, names]) as place, write_folder(folder) as new:
         sizes = {
@@ -70,23 +77,16 @@ def encode_splits(
             for split, parts in splits.items():
                 threads = 1 if min(engine.workers, len(parts)) > 1 else engine.workers
                 encoded = engine.map(partial(work, threads=threads), parts)
-                writer = ShardWriter(new, split, params.shard_tokens, dtype)
                 counted = progress.follow(encoded, sizes[split])
-                entries[split] = join_parts(writer, split, counted, tokenizer.end_of_text)
-        manifest = {
-            "dtype": dtype,
-            "vocab_size": tokenizer.vocab_size,
-            "end_of_text": tokenizer.end_of_text,
-            "tokenizer": tokenizer.fingerprint,
-            "splits": entries,
-        }
-        write_json(new / MANIFEST, manifest)
-    total_bytes, total_tokens = (sum(entry[unit] for entry in entries.values()) for unit in ("bytes", "tokens"))
-    return {
-        **{f"{split}_tokens": entry["tokens"] for split, entry in entries.items()},
-        "bytes_per_token": round(total_bytes / total_tokens, 4),
-        "dtype": dtype,
-    }
+                with SplitWriter(new, split, params.shard_tokens, dtype, tokenizer.end_of_text) as writer:
+                    join_parts(writer, zip([part.source for part in parts], counted, strict=True))
+                if not writer.text_tokens:
+                    raise DataError(
+                        f"the {split} split holds no text: change prepare.validation_fraction, or give download more "
+                        f"documents"
+                    )
+                entries[split] = writer.describe(verified or VerifiedFiles())
+        return write_manifest(new, tokenizer, entries)
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class Texts:
     """A part that is in memory."""
 
     batches: Sequence[list[str]]
+    source: str = "text"
 
     @property
     def size(self) -> int:
@@ -143,25 +144,13 @@ def _restore(kind: type[Tokenizer], artefact: bytes) -> Tokenizer:
     return kind(artefact)
 
 
-def join_parts(writer: ShardWriter, split: str, parts: Iterable[Path], end_of_text: int) -> dict[str, Any]:
-    """Write one split's shards, an end-of-text between documents only, and return its entry in the manifest."""
-    separator = np.array([end_of_text])
-    tokens = documents = size = 0
-    with writer:
-        for folder in parts:
-            lengths, ids, part_size = load_part(folder)
-            if documents and len(lengths):
-                writer.append(separator)
-            writer.append(ids)
-            documents += len(lengths)
-            tokens += int(lengths.sum())
-            size += part_size
-    if not tokens:
-        raise DataError(
-            f"the {split} split holds no text: change prepare.validation_fraction, or give download more documents"
-        )
-    shards = writer.describe()
-    return {"tokens": tokens + documents - 1, "documents": documents, "bytes": size, "shards": shards}
+def join_parts(writer: SplitWriter, parts: Iterable[tuple[str, Path]]) -> None:
+    """Write one split from what `encode_part` made of its parts, each with its source."""
+    for source, folder in parts:
+        lengths, ids, size = load_part(folder)
+        if len(lengths):
+            writer.open_document(source)
+            writer.append(ids, size)
 
 
 def load_part(folder: Path) -> tuple[NDArray[np.uint64], NDArray[Any], int]:

@@ -1,5 +1,6 @@
 """Documents read from raw files, and written to and from parquet."""
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,6 +73,15 @@ def test_parts_roll_in_order(tmp_path, monkeypatch):
     names = sorted(path.name for path in (tmp_path / "train").iterdir())
     assert names == [f"part-{number:05}.parquet" for number in range(6)]
     assert list(iterate_texts(tmp_path / "train")) == [[f"text {number:02}"] for number in range(12)]
+
+
+def test_a_part_says_its_source(tmp_path):
+    with DocumentWriter(tmp_path / "train", "tinyshakespeare") as writer:
+        writer.write([Document.of("a", TEXT)])
+    (part,) = list_parts(tmp_path / "train")
+    assert part.source == "tinyshakespeare"
+    pq.write_table(pq.read_table(part.path).replace_schema_metadata({}), part.path)
+    assert part.source == "text"
 
 
 def test_missing_and_damaged_parts_are_named(tmp_path):

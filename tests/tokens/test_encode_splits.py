@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import signal
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from lmcore.tokenizer.bpe import BpeTokenizer
 from lmcore.tokenizer.byte import ByteTokenizer
 from lmcore.tokens.encode import EncodeParams, TextPart, Texts, encode_splits
 from lmcore.tokens.shards import TokenShards
+from lmcore.tokens.writer import SplitWriter
 from lmcore.workers import Processes
 
 BYTE = ByteTokenizer.create()
@@ -60,7 +63,54 @@ def test_both_splits_share_a_manifest(tmp_path: Path) -> None:
     assert manifest["splits"]["train"]["documents"] == 2
     assert [shard["tokens"] for shard in manifest["splits"]["train"]["shards"]] == [4, 2]
     files = sorted(path.name for path in (tmp_path / "tokens").iterdir())
-    assert files == ["manifest.json", "train-00000.npy", "train-00001.npy", "validation-00000.npy"]
+    train = ["train-00000.npy", "train-00001.npy", "train-documents.npy"]
+    assert files == ["manifest.json", *train, "validation-00000.npy", "validation-documents.npy"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(texts=st.lists(st.text("ab", max_size=5), min_size=1, max_size=9), cuts=st.lists(st.integers(0, 9), max_size=3))
+def test_offsets_and_sources_say_where_each_document_is(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], cuts: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("offsets")
+    texts = ["first", *texts]
+    edges = [0, *sorted(min(cut, len(texts)) for cut in cuts), len(texts)]
+    parts = [Texts([texts[a:b]], f"source {number // 2}") for number, (a, b) in enumerate(pairwise(edges))]
+    encode(folder, splits={"train": parts})
+    shards = TokenShards.open(folder / "tokens", "train")
+    stream = shards.read(0, len(shards))
+    begins = shards.documents.tolist()
+    assert [BPE.decode(stream[a + 1 : b]) for a, b in pairwise([*begins, len(stream)])] == texts
+    assert (stream[begins] == BPE.end_of_text).all()
+    expected: dict[str, list[str]] = {}
+    for part in parts:
+        expected.setdefault(part.source, []).extend(text for batch in part.read() for text in batch)
+    expected = {name: texts for name, texts in expected.items() if texts}
+    ends = [source.begin for source in shards.sources[1:]]
+    assert [source.end for source in shards.sources] == [*ends, len(shards)]
+    text = "<|endoftext|>"
+    found = {source.name: BPE.decode(stream[source.begin : source.end]) for source in shards.sources}
+    assert found == {name: text + text.join(texts) for name, texts in expected.items()}
+    manifest = json.loads((folder / "tokens" / "manifest.json").read_text())
+    entry = manifest["splits"]["train"]
+    for unit in ("tokens", "documents", "bytes"):
+        assert sum(source[unit] for source in entry["sources"]) == entry[unit]
+    assert [source["documents"] for source in entry["sources"]] == [len(texts) for texts in expected.values()]
+
+
+def test_the_table_of_documents_is_a_stream_too(tmp_path: Path) -> None:
+    """A million documents of one letter: the table is larger than what the tokens take."""
+    writer = SplitWriter(tmp_path, "train", 10**6, "uint16", 256)
+    chunk = np.tile(np.array([97, 256], np.uint16), 5000)
+    tracemalloc.start()
+    with writer:
+        writer.open_document("text")
+        for _ in range(100):
+            writer.append(chunk, 5000)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert np.load(tmp_path / "train-documents.npy").tolist() == list(range(0, 10**6 + 1, 2))
+    assert peak < 10**6
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])
@@ -108,10 +158,9 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 
 def encode(folder: Path, workers: int = 1, splits: Mapping[str, Sequence[TextPart]] = SPLITS) -> dict[str, bytes]:
+    params = EncodeParams(shard_tokens=50, tokenized=None)
     with Processes(workers) as engine:
-        encode_splits(
-            EncodeParams(shard_tokens=50), splits, BPE, folder / "tokens", scratch=folder / "scratch", engine=engine
-        )
+        encode_splits(params, splits, BPE, folder / "tokens", scratch=folder / "scratch", engine=engine)
     return read_folder(folder / "tokens")
 
 
@@ -130,6 +179,7 @@ class Sabotaged:
     texts: Texts
     alarm: Path
     size: int = 1
+    source: str = "text"
 
     def fingerprint(self) -> str:
         return self.texts.fingerprint()
@@ -211,7 +261,7 @@ def test_two_at_once_are_as_good_as_one(tmp_path: Path) -> None:
 
 def encode_into(folder: Path, name: str) -> None:
     """As two experiments in one project: each its own output, the same scratch."""
-    encode_splits(EncodeParams(shard_tokens=50), SPLITS, BPE, folder / name, scratch=folder / "scratch")
+    encode_splits(EncodeParams(shard_tokens=50, tokenized=None), SPLITS, BPE, folder / name, scratch=folder / "scratch")
 
 
 def test_what_a_worker_refuses_is_refused_here(tmp_path: Path) -> None:
@@ -228,6 +278,7 @@ class Slow:
     folder: Path
     name: str
     size: int = 1
+    source: str = "text"
 
     def fingerprint(self) -> str:
         return self.name
@@ -267,7 +318,7 @@ def is_alive(pid: int) -> bool:
 def test_a_damaged_part_is_said_and_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     expected = encode(tmp_path / "one")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lmcore.tokens.encode.ShardWriter.describe", raise_interrupt)
+        patch.setattr("lmcore.tokens.encode.SplitWriter.describe", raise_interrupt)
         encode(tmp_path)
     (part, *_) = (tmp_path / "scratch").glob("*/*/")
     (part / name).write_bytes(b"")

@@ -15,7 +15,9 @@ from lmcore.errors import ArtifactError
 from lmcore.files import sha256_file
 from lmcore.tokenizer.byte import ByteTokenizer
 from lmcore.tokenizer.char import CharTokenizer
-from lmcore.tokens.shards import ShardWriter, TokenShards
+from lmcore.tokens.shards import TokenShards
+from lmcore.tokens.verified import VerifiedFiles
+from lmcore.tokens.writer import ShardWriter
 
 TEXT = "abcdefghijklmnopqrstuvw"  # 23 tokens
 
@@ -37,7 +39,7 @@ def test_the_files_are_numpy_s_own(
         for part in parts:
             writer.append(np.array(part, dtype=np.uint32))
     tokens = [token for part in parts for token in part]
-    entries = writer.describe()
+    entries = writer.describe(VerifiedFiles())
     assert [entry["tokens"] for entry in entries[:-1]] == [shard_tokens] * (len(entries) - 1)
     for number, entry in enumerate(entries):
         expected = tokens[number * shard_tokens : (number + 1) * shard_tokens]
@@ -110,13 +112,43 @@ def flip(path: Path) -> None:
     ("damage", "message"),
     [(Path.unlink, "does not exist"), (cut, "is damaged"), (flip, "is damaged: its sha256 is"), (Path.touch, None)],
 )
-def test_a_damaged_shard_is_named(folder: Path, damage: Callable[[Path], None], message: str | None) -> None:
-    damage(folder / "train-00001.npy")
+@pytest.mark.parametrize("name", ["train-00001.npy", "train-documents.npy"])
+def test_a_damaged_file_is_named(folder: Path, name: str, damage: Callable[[Path], None], message: str | None) -> None:
+    verify(folder)
+    damage(folder / name)
     if message is None:
-        assert TokenShards.open(folder, "train").tokens == 23
+        verify(folder)
         return
-    with pytest.raises(ArtifactError, match=rf"train-00001\.npy {message}.*: run the encode stage"):
-        TokenShards.open(folder, "train")
+    with pytest.raises(ArtifactError, match=rf"{name} {message}.*: run the encode stage"):
+        verify(folder)
+
+
+def verify(folder: Path) -> None:
+    TokenShards.open(folder, "train").verify(VerifiedFiles(folder.parent / "verified"))
+
+
+def test_shards_that_changed_places_are_refused(folder: Path) -> None:
+    verify(folder)
+    (folder / "train-00000.npy").rename(folder / "0")
+    (folder / "train-00001.npy").rename(folder / "train-00000.npy")
+    (folder / "0").rename(folder / "train-00001.npy")
+    with pytest.raises(ArtifactError, match=r"train-00000\.npy is damaged: its sha256 is"):
+        verify(folder)
+
+
+def test_an_id_outside_the_vocabulary_is_named(folder: Path) -> None:
+    np.save(folder / "train-00001.npy", np.array([*b"1234", 257, 300, *b"7890"], np.uint16))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["splits"]["train"]["shards"][1]["sha256"] = sha256_file(folder / "train-00001.npy")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        ArtifactError,
+        match=r"train-00001\.npy: the id at position 4 \(from 0\) is 257, the vocabulary ends with 256 \(vocab_",
+    ):
+        verify(folder)
+    manifest["vocab_size"] = 301
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    verify(folder)
 
 
 def drop_splits(manifest: dict[str, Any]) -> None:
@@ -144,8 +176,14 @@ def drop_shard(manifest: dict[str, Any]) -> None:
     [
         (drop_splits, r"manifest\.json does not describe a split 'train' \(KeyError: 'splits'\)"),
         (drop_bytes, r"manifest\.json does not describe a split 'train' \(KeyError: 'bytes'\)"),
-        (change_dtype, r"train-00000\.npy holds uint16 \(10,\), manifest\.json promises uint32 \(10,\)"),
-        (change_count, r"train-00001\.npy holds uint16 \(10,\), manifest\.json promises uint16 \(9,\)"),
+        (
+            change_dtype,
+            r"train-00000\.npy is damaged: it has 148 bytes, manifest\.json promises 10 numbers of uint32, which.*168",
+        ),
+        (
+            change_count,
+            r"train-00001\.npy is damaged: it has 148 bytes, manifest\.json promises 9 numbers of uint16, which.*146",
+        ),
         (drop_shard, r"manifest\.json promises 23 train tokens, its shards hold 20"),
     ],
 )
@@ -157,6 +195,16 @@ def test_a_manifest_that_does_not_fit_is_named(
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=rf"{message}: run the encode stage"):
         TokenShards.open(folder, "train")
+
+
+def test_another_type_of_one_size_is_found_on_reading(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "dtype": "int16"}))
+    shards = TokenShards.open(folder, "train")
+    with pytest.raises(
+        ArtifactError, match=r"holds uint16 \(10,\), manifest\.json promises int16 \(10,\): run the enc"
+    ):
+        shards.read(0, 5)
 
 
 def test_no_manifest_or_no_such_split_names_the_way_out(folder: Path, tmp_path: Path) -> None:
