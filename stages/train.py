@@ -10,12 +10,11 @@ from lmcore.hardware import HardwareParams
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.params import read_params, read_section
 from lmcore.tokenizer.load import load_tokenizer
-from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import open_dataset
 from lmcore.tracking import track_run
 from lmcore.train.initial import load_initial_weights
 from lmcore.train.interrupt import follow_parent
-from lmcore.train.session import plan_hardware, run_training
+from lmcore.train.session import open_batches, plan_hardware, run_training
 from lmcore.train.settings import TrainParams
 
 
@@ -28,7 +27,7 @@ def main() -> None:
     with join_world(hardware.device) as world:
         model = GPT(model_params, dataset.train.vocab_size, params.seed, end_of_text=dataset.train.end_of_text)
         origin = load_initial_weights(model, params.init_from, dataset.tokenizer)
-        batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
+        batches = open_batches(params, model_params.context_length, dataset, world)
         measure = partial(measure_loss, shards=dataset.validation, byte_lengths=dataset.tokenizer.byte_lengths)
         validate = partial(measure, windows=params.eval_windows, batch_size=hardware.micro_batch_size)
         track = partial(track_run, settings=read_params())

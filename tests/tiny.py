@@ -50,6 +50,9 @@ TINY_TRAIN = TrainParams(
     max_steps=12,
     max_tokens=None,
     epochs=None,
+    mixture=None,
+    packing="stream",
+    window_jitter=True,
     optimizer="adamw",
     learning_rate=0.01,
     schedule="cosine",
@@ -88,7 +91,8 @@ def encode_texts(
     """`encode_splits` of texts in memory, each split one part."""
     parts = {split: [Texts(list(batches))] for split, batches in splits.items()}
     with tempfile.TemporaryDirectory() as scratch:
-        return encode_splits(EncodeParams(shard_tokens=shard_tokens), parts, tokenizer, folder, scratch=Path(scratch))
+        params = EncodeParams(shard_tokens=shard_tokens, tokenized=None)
+        return encode_splits(params, parts, tokenizer, folder, scratch=Path(scratch))
 
 
 def make_texts(count: int, seed: int) -> list[str]:

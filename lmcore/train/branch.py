@@ -40,7 +40,7 @@ def _shared_step(other: Path, identity: dict[str, Any], schedule: Schedule, batc
     if _without_length(theirs) != _without_length(identity):
         return 0
     params = TrainParams.model_validate(theirs["train"])
-    planned = plan_schedule(params, batches.context_length, batches.shards.tokens)
+    planned = plan_schedule(params, batches.context_length, batches.tokens)
     assert planned.trunk is not None
     assert schedule.trunk is not None
     last = min(planned.trunk, schedule.trunk)

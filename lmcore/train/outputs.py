@@ -21,10 +21,18 @@ CURVE_ROWS = 2000  # `dvc plots` inlines every row into its page
 
 
 def write_outputs(
-    run: Run, model: GPT, science: dict[str, Any], fingerprints: dict[str, Any], tokenizer: Tokenizer
+    run: Run,
+    model: GPT,
+    science: dict[str, Any],
+    fingerprints: dict[str, Any],
+    tokenizer: Tokenizer,
+    figures: dict[str, int],
 ) -> None:
-    """The model folder, metrics and curve: a pure function of the weights, the records and the fingerprints."""
-    metrics = summarise(run.records)
+    """The model folder, metrics and curve: a pure function of the weights, the records and the fingerprints.
+
+    `figures` are metrics of the text beside those of the log.
+    """
+    metrics = {**summarise(run.records), **figures}
     with write_folder(MODEL_FOLDER) as folder:
         lineage = {"run_key": run.key, "params": science, **fingerprints, "metrics": metrics}
         save_model(folder, model, lineage)

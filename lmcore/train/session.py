@@ -21,6 +21,7 @@ from lmcore.model.loss import LanguageModelLoss
 from lmcore.progress import TrainingProgress, say, warn
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import TokenDataset
+from lmcore.tokens.verified import VERIFIED, VerifiedFiles
 from lmcore.tracking import TrackedRun
 from lmcore.train.branch import adopt_trunk
 from lmcore.train.checkpoint import Checkpoints
@@ -60,11 +61,11 @@ def run_training(
     before the run is at its end; until then, and after, its state lies in runs/KEY.
     """
     started = time.monotonic()
-    schedule = plan_schedule(params, batches.context_length, dataset.train.tokens)
+    schedule = plan_schedule(params, batches.context_length, batches.tokens)
     hardware = settle_hardware(model, hardware, schedule, batches, world)
     state = build_state(model, params, hardware, world)
     science, fingerprints = describe_science(model, params), {**dataset.fingerprints, **origin}
-    announce(model, schedule, hardware, dataset, batches, world)
+    announce(model, schedule, hardware, batches, world)
     adopt = partial(adopt_trunk, schedule=schedule, batches=batches)
     with (
         enter_run(project_root() / "runs", {**science, **fingerprints}, world, adopt) as (folder, run),
@@ -97,9 +98,25 @@ def run_training(
             with state.averaged():
                 whole = gather_model(state)
                 if run is not None:
-                    write_outputs(run, whole, science, fingerprints, dataset.tokenizer)
+                    write_outputs(run, whole, science, fingerprints, dataset.tokenizer, batches.figures)
         if run is not None:
             run.complete(summarise_run(time.monotonic() - started, progress, hardware))
+
+
+def open_batches(params: TrainParams, context_length: int, dataset: TokenDataset, world: World) -> Batches:
+    """The training batches, once the main process has found every file sound; the others wait for its word."""
+    if world.is_main:
+        dataset.verify(VerifiedFiles(project_root() / VERIFIED))
+    world.barrier()
+    return Batches(
+        dataset.train,
+        params.batch_size,
+        context_length,
+        params.seed,
+        packing=params.packing,
+        jitter=params.window_jitter,
+        mixture=params.mixture,
+    )
 
 
 def describe_science(model: GPT, params: TrainParams) -> dict[str, Any]:
@@ -188,9 +205,7 @@ def gather_model(state: TrainState) -> GPT:
     return whole
 
 
-def announce(
-    model: GPT, schedule: Schedule, hardware: Hardware, dataset: TokenDataset, batches: Batches, world: World
-) -> None:
+def announce(model: GPT, schedule: Schedule, hardware: Hardware, batches: Batches, world: World) -> None:
     """Say what follows from the parameters, the data and the machine, each with its derivation."""
     if not world.is_main:
         return
@@ -200,8 +215,10 @@ def announce(
     say(f"model: {model.count_parameters():,} parameters, vocabulary {model.vocab_size:,} (the tokenizer's)")
     say(
         f"tokens: {schedule.steps:,} steps x {batches.batch_size} sequences x {batches.context_length} tokens "
-        f"= {tokens:,}, or {tokens / dataset.train.tokens:.2f} epochs of {dataset.train.tokens:,}"
+        f"= {tokens:,}, or {tokens / batches.tokens:.2f} epochs of {batches.tokens:,}"
     )
+    for line in batches.describe(schedule.steps):
+        say(line)
     say(
         f"machine: profile {hardware.profile}, {world.size} x {hardware.device}, {hardware.precision} "
         f"({hardware.precision_reason}), {hardware.threads} threads, {hardware.micro_batch_size} of {share} "

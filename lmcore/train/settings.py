@@ -1,10 +1,11 @@
 """What the train section of params.yaml may say."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from lmcore.params import Int, Section
+from lmcore.tokens.windows import Packing
 
 LENGTHS = ("max_steps", "max_tokens", "epochs")
 
@@ -18,6 +19,9 @@ class TrainParams(Section):
     max_steps: Int | None = Field(ge=1)
     max_tokens: Int | None = Field(ge=1)
     epochs: float | None = Field(gt=0)
+    mixture: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)] | None
+    packing: Packing
+    window_jitter: bool
     optimizer: Literal["adamw", "muon"]
     learning_rate: float = Field(gt=0)
     schedule: Literal["cosine", "wsd", "linear", "constant"]

@@ -54,7 +54,7 @@ def test_every_epoch_is_every_window_once(
     batches = Batches(shards, batch, context, seed)
     stream = shards.read(0, len(shards)).tolist()
     count = tokens // context
-    assert batches.windows == count
+    assert [windows.count for windows in batches.windows] == [count]
     seen = list_windows(batches, range(3 * count // batch + 1))  # three epochs, the batches straddling them
     for epoch in range(3):
         starts = sorted(stream.index(window[0]) for window in seen[epoch * count : (epoch + 1) * count])
@@ -99,7 +99,7 @@ def test_inputs_and_targets_are_one_apart(folder: Path) -> None:
 
 
 def test_less_text_than_one_window_is_a_data_error(folder: Path) -> None:
-    assert Batches(open_shards(folder, 20), 2, 20, 0).windows == 1
+    assert Batches(open_shards(folder, 20), 2, 20, 0).windows[0].count == 1
     with pytest.raises(
         DataError, match=r"the train split has 20 tokens, fewer than one window of model.context_length=21"
     ):

@@ -18,11 +18,10 @@ from lmcore.hardware import Hardware
 from lmcore.model.folder import load_model
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.model.loss import LanguageModelLoss
-from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import TokenDataset
 from lmcore.tracking import TrackedRun
 from lmcore.train.health import TrainingError, report_spike
-from lmcore.train.session import run_training
+from lmcore.train.session import open_batches, run_training
 from lmcore.train.settings import TrainParams
 
 
@@ -60,7 +59,7 @@ class Training:
         self.monkeypatch.setenv("DVC_ROOT", str(self.folder))
         train = self.dataset.train
         model = GPT(model_params, train.vocab_size, params.seed, end_of_text=train.end_of_text)
-        batches = Batches(self.dataset.train, params.batch_size, model_params.context_length, params.seed)
+        batches = open_batches(params, model_params.context_length, self.dataset, World())
 
         def validate(trained: GPT) -> Loss:
             self.validations += 1
@@ -170,6 +169,18 @@ def test_with_a_document_mask_it_goes_on_and_is_validated_with_it(training: Trai
     losses.append(measure_loss(model, validation, lengths, TINY_TRAIN.eval_windows, 4).loss)
     assert training.steps()[-1]["val_loss"] == pytest.approx(losses[0], abs=1e-9)
     assert losses[1] != pytest.approx(losses[0], abs=1e-6)
+
+
+def test_mixed_and_packed_at_documents_it_goes_on_bit_for_bit(training: Training, other: Training) -> None:
+    params = TINY_TRAIN.model_copy(update={"mixture": {"text": 1.0}, "packing": "document"})
+    whole = training.run(params=params).state_dict()
+    with pytest.raises(KilledError):
+        other.run(params=params, die_at_validation=2)
+    resumed = other.run(params=params).state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    metrics = json.loads((training.folder / "reports/metrics/train.json").read_text())
+    assert 0 < metrics["lost_tokens"] < training.dataset.train.tokens
+    assert training.steps() == other.steps()
 
 
 def test_a_signal_saves_and_leaves_and_the_run_goes_on(training: Training, other: Training) -> None:
