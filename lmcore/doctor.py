@@ -22,6 +22,7 @@ from lmcore.machine import available_memory, total_memory
 from lmcore.model.gpt import ModelParams
 from lmcore.params import parse_section, read_params
 from lmcore.rewrite import Change, compare_values
+from lmcore.tokens.tokenized import find_changed_tokens
 from lmcore.train.settings import TrainParams
 
 PACKAGES = {"torch": "torch", "DVC": "dvc", "MLflow": "mlflow"}
@@ -54,6 +55,7 @@ def examine(root: Path) -> Iterator[Finding]:
     except LmcoreError as error:
         yield Finding(str(error), "edit params.yaml", needs_user=True)
     yield from _find_changed_text(root / "data" / "raw")
+    yield from _find_changed_tokens(root / "data" / "tokens")
     yield from _find_git_state(root)
     yield from _find_dvc_lock(root)
     yield from _find_leftovers(root)
@@ -65,6 +67,14 @@ def _find_changed_text(raw: Path) -> Iterator[Finding]:
         names = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
         text = f"{len(changed):,} files of your text have changed since the download stage: {names}"
         yield Finding(text, "dvc repro --force download, then dvc repro")
+
+
+def _find_changed_tokens(folder: Path) -> Iterator[Finding]:
+    """The same for tokens that others made (encode.tokenized)."""
+    if (folder / "manifest.json").exists() and (changed := find_changed_tokens(folder)):
+        names = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+        text = f"{len(changed):,} files of encode.tokenized have changed since the encode stage: {names}"
+        yield Finding(text, "dvc repro --force encode, then dvc repro")
 
 
 def _find_versions() -> Iterator[Finding]:
@@ -150,8 +160,17 @@ def _last_checkpoint(run: Path) -> int:
 
 def _go_on(changes: list[Change]) -> str:
     """The command that goes on with a run whose parameters differ from params.yaml by `changes`."""
-    settings = [f"{change.section}.{change.key}={json.dumps(change.new).strip(chr(34))}" for change in changes]
+    settings = [setting for change in changes for setting in _spell_settings(change)]
     return "dvc repro" if not settings else " ".join(["dvc exp run", *(f"-S {shlex.quote(each)}" for each in settings)])
+
+
+def _spell_settings(change: Change) -> list[str]:
+    """A change in the words of `dvc exp run -S`, which adds to the names that a key has unless it is emptied first."""
+    name = f"{change.section}.{change.key}"
+    if isinstance(change.new, dict):
+        entries = ",".join(f"{key}:{json.dumps(value)}" for key, value in change.new.items())
+        return [*([f"{name}=null"] if change.old else []), f"{name}={{{entries}}}"]
+    return [f"{name}={json.dumps(change.new).strip(chr(34))}"]
 
 
 def _is_locked(path: Path) -> bool:

@@ -9,16 +9,24 @@ from lmcore.files import project_root, write_json
 from lmcore.params import read_section
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.encode import EncodeParams, encode_splits
+from lmcore.tokens.tokenized import take_tokens
+from lmcore.tokens.verified import VERIFIED, VerifiedFiles
 
 
 def main() -> None:
-    """Encode train and validation with the trained tokenizer; write the shards and their metrics."""
+    """Encode train and validation with the trained tokenizer, or take those of others; write shards and metrics."""
     params = read_section(EncodeParams, "encode")
     tokenizer = load_tokenizer(Path("models/tokenizer"))
-    splits = {split: list_parts(Path("data/documents") / split) for split in ("train", "validation")}
-    scratch = project_root() / ".cache" / "encode"
-    with open_engine() as engine:
-        metrics = encode_splits(params, splits, tokenizer, Path("data/tokens"), scratch=scratch, engine=engine)
+    folder, verified = Path("data/tokens"), VerifiedFiles(project_root() / VERIFIED)
+    if params.tokenized is not None:
+        metrics = take_tokens(params.tokenized, params.shard_tokens, tokenizer, folder, verified)
+    else:
+        splits = {split: list_parts(Path("data/documents") / split) for split in ("train", "validation")}
+        scratch = project_root() / ".cache" / "encode"
+        with open_engine() as engine:
+            metrics = encode_splits(
+                params, splits, tokenizer, folder, scratch=scratch, engine=engine, verified=verified
+            )
     write_json(Path("reports/metrics/encode.json"), metrics)
 
 

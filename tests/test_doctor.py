@@ -1,6 +1,7 @@
 """What the doctor finds: nothing in a project that is well, and each thing that is not, with its remedy."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
 from imports import ROOT
 
 from lmcore import doctor, forecast
@@ -16,6 +18,9 @@ from lmcore.doctor import Finding, examine
 from lmcore.errors import ParameterError
 from lmcore.files import write_json
 from lmcore.params import read_params
+from lmcore.tokenizer.byte import ByteTokenizer
+from lmcore.tokens.tokenized import take_tokens
+from lmcore.tokens.verified import VerifiedFiles
 from lmcore.train.run import open_run
 
 COMMITTED = read_params(ROOT / "params.yaml")
@@ -71,6 +76,22 @@ def test_text_that_changed_since_is_noted(project: Path, monkeypatch: pytest.Mon
     (finding,) = found(project)
     assert finding.text == "1 files of your text have changed since the download stage: mine.txt"
     assert finding.remedy == "dvc repro --force download, then dvc repro"
+
+
+def test_tokens_of_others_that_changed_since_are_noted(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    (project / "theirs").mkdir()
+    for name in ("train.txt", "val.txt"):
+        (project / "theirs" / name).write_text("1 2 3")
+    take_tokens("theirs", 9, ByteTokenizer.create(), project / "data" / "tokens", VerifiedFiles())
+    git(project, "add", ".")
+    git(project, "commit", "--message=tokens")
+    assert not found(project)
+    (project / "theirs" / "val.txt").write_text("1 2 4")
+    git(project, "commit", "--all", "--message=changed")
+    (finding,) = found(project)
+    assert finding.text == "1 files of encode.tokenized have changed since the encode stage: val.txt"
+    assert finding.remedy == "dvc repro --force encode, then dvc repro"
 
 
 def test_a_folder_that_is_no_project(tmp_path: Path) -> None:
@@ -144,6 +165,19 @@ class TestRuns:
         command = "dvc exp run -S train.max_steps=null -S train.epochs=2.0 -S train.schedule=wsd"
         assert problem.remedy == f"{command}, or rm -r runs/{key}"
         assert "at step 0" in problem.text
+
+    def test_a_mixture_is_spelt_for_dvc(self, project: Path) -> None:
+        """Which adds to the names that are there, unless the key is emptied first."""
+        mixed = {"stdlib": 0.7, "tinyshakespeare": 0.3}
+        self.start(project, {**IDENTITY, "train": {**COMMITTED["train"], "mixture": mixed}})
+        command = "dvc exp run -S 'train.mixture={stdlib:0.7,tinyshakespeare:0.3}'"
+        assert (found(project)[0].remedy or "").startswith(f"{command}, or rm")
+        params = project / "params.yaml"
+        apply_overrides(params, ["train.mixture={other:1}"])
+        remedy = next(finding.remedy for finding in found(project) if "runs/" in finding.text) or ""
+        settings = shlex.split(remedy.partition(", or rm")[0].removeprefix("dvc exp run"))
+        apply_overrides(params, [setting for setting in settings if setting != "-S"])
+        assert read_params(params)["train"]["mixture"] == mixed
 
     def test_a_complete_one_is_well(self, project: Path) -> None:
         with open_run(project / "runs", IDENTITY) as run:

@@ -152,6 +152,8 @@ def _lineage(facts: CardFacts) -> Iterable[tuple[str, Any]]:
         "trained weights": facts.weights,
     }.items():
         yield made, value and f"`{value}`"
+    for name, value in lineage.get("tokenized", {}).items():
+        yield f"tokens that others made, {name}", f"`{value}`"
 
 
 def _names(facts: CardFacts) -> list[str]:

@@ -58,6 +58,7 @@ def export_model(
     if architecture is None:
         raise ParameterError(f"{explain_misfit(model.params)}, and train again")
     transformers = import_transformers()
+    lineage = read_lineage(model_folder)
     with write_folder(out) as folder:
         write_configs(transformers, model, architecture, params.dtype, tokenizer, folder)
         write_weights(model, architecture, params.dtype, folder / "model.safetensors")
@@ -77,8 +78,8 @@ def export_model(
             tokenizer=tokenizer.kind,
             dtype=params.dtype,
             weights=sha256_file(model_folder / "model.safetensors"),
-            corpus=corpus,
-            lineage=read_lineage(model_folder),
+            corpus={} if "tokenized" in lineage else corpus,  # the download's text is not what it was trained on
+            lineage=lineage,
             figures={**figures, "export": metrics},
         )
         write_text(folder / "README.md", render_card(facts))

@@ -86,6 +86,12 @@ def test_card_leaves_out_what_is_not_known() -> None:
     assert "| weights in bytes | 17 |" in card
 
 
+def test_tokens_that_others_made_are_named_with_their_checksum() -> None:
+    card = make_card({**LINEAGE, "tokenized": {"train.bin": "7c5"}}, {})
+    assert "| tokens that others made, train.bin | `7c5` |" in card.splitlines()
+    assert "corpus `" not in card
+
+
 @pytest.mark.parametrize(
     ("licence", "expected"),
     [
