@@ -115,12 +115,21 @@ def _edit(text: str, key: Node, value: Node, new: Any, column: int) -> tuple[int
         return begin, _end_of_text(text, begin, value.value[-1].end_mark.index), items
     colon = text.index(":", key.end_mark.index) + 1
     end = _end_of_text(text, colon, end) if begin < end else colon  # an empty value's place is the next key's
-    spelt = f" {_spell(new)}".rstrip()
-    if comment := re.compile(" +(?=#)").match(text, end):
-        end = comment.end()
+    is_below = isinstance(value, MappingNode) and not value.flow_style  # and the comment is before it
+    if is_below:
+        end = _end_of_text(text, begin, value.value[-1][1].end_mark.index)
+    spelt, lines = ("", _spell_lines(new, key)) if isinstance(new, Mapping) else (f" {_spell(new)}".rstrip(), "")
+    if comment := re.compile(" +(#[^\n]*)").match(text, colon if is_below else end):
         before = colon - (text.rfind("\n", 0, colon) + 1) + len(spelt)
-        spelt += " " * max(COMMENT_GAP, column - before)
-    return colon, end, spelt
+        spelt += " " * max(COMMENT_GAP, column - before) + comment[1]
+        end = max(end, comment.end())
+    return colon, end, spelt + lines
+
+
+def _spell_lines(new: Mapping[str, Any], key: Node) -> str:
+    """A mapping's entries on lines of their own, as DVC writes them too."""
+    indent = " " * (key.start_mark.column + 2)
+    return "".join(f"\n{indent}{_spell(name)}: {_spell(value)}" for name, value in new.items())
 
 
 def _end_of_text(text: str, begin: int, end: int) -> int:

@@ -320,6 +320,18 @@ class TestRewriting:
         text = 'a:\n  x:  # many\n  - "1"  # first\n  - |\n    two\n\n  y: 1\n'
         assert rewrite(text, [Change("a", "x", None, ["3", ""])]) == 'a:\n  x:  # many\n  - "3"\n  - ""\n\n  y: 1\n'
 
+    def test_mappings_are_written_as_dvc_does_and_taken_out_again(self, tmp_path: Path) -> None:
+        text = "a:\n  x:    # names\n  y: 2  # two\n"
+        mixture = {"stdlib": 0.7, "own": 2}
+        mixed = rewrite(text, [Change("a", "x", None, mixture)])
+        (tmp_path / "params.yaml").write_text(text)
+        apply_overrides(tmp_path / "params.yaml", ["a.x={stdlib:0.7,own:2}"])
+        assert mixed == (tmp_path / "params.yaml").read_text()
+        assert rewrite(mixed, [Change("a", "x", mixture, None)]) == text
+        other = rewrite(mixed, [Change("a", "x", mixture, {"own": 1}), Change("a", "y", 2, 3)])
+        assert other == "a:\n  x:    # names\n    own: 1\n  y: 3  # two\n"
+        assert rewrite("a:\n  x: {p: 1}  # one\n", [Change("a", "x", {"p": 1}, None)]) == "a:\n  x:         # one\n"
+
     def test_a_comment_keeps_its_column_if_there_is_room(self) -> None:
         text = "a:\n  x: 1      # one\n  y: 2      # two\n"
         assert rewrite(text, [Change("a", "x", 1, 123456)]) == "a:\n  x: 123456 # one\n  y: 2      # two\n".replace(
