@@ -52,7 +52,13 @@ def write_shards(tokenizer: Tokenizer, texts: list[str]) -> None:
     batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
     with tempfile.TemporaryDirectory() as folder:
         parts, place = {"train": [Texts(batches)]}, Path(folder)
-        encode_splits(EncodeParams(shard_tokens=1_000_000), parts, tokenizer, place / "tokens", scratch=place / "parts")
+        encode_splits(
+            EncodeParams(shard_tokens=1_000_000, tokenized=None),
+            parts,
+            tokenizer,
+            place / "tokens",
+            scratch=place / "parts",
+        )
 
 
 def measure(call: Callable[[], object]) -> float:

@@ -112,7 +112,13 @@ def encode(text: str, folder: Path) -> TokenDataset:
         splits["train"],
     )
     parts = {split: [Texts(batches)] for split, batches in splits.items()}
-    encode_splits(EncodeParams(shard_tokens=10_000_000), parts, tokenizer, folder / "tokens", scratch=folder / "parts")
+    encode_splits(
+        EncodeParams(shard_tokens=10_000_000, tokenized=None),
+        parts,
+        tokenizer,
+        folder / "tokens",
+        scratch=folder / "parts",
+    )
     return open_dataset(folder / "tokens", tokenizer)
 
 

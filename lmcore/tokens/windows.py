@@ -26,7 +26,7 @@ class Windows(Protocol):
 
     @property
     def lost_tokens(self) -> int:
-        """Tokens of the stretch that no epoch trains on."""
+        """Tokens between the windows, which no epoch trains on."""
 
     def find(self, places: NDArray[np.int64], epoch_key: bytes | None) -> NDArray[np.int64]:
         """Where the windows at `places` begin; `epoch_key` is None in the first epoch."""
@@ -37,8 +37,7 @@ class StreamWindows:
 
     Its last token is the next window's first input. With `jitter` every epoch after the first shifts all windows by an
     offset of its own below C, so that a repeated text is not cut at the same places; the last window stays within the
-    text. What an epoch passes over, before the first window and after the last, is less than two windows, and never
-    the same.
+    text. Without it the tokens after the last whole window, fewer than C, are never trained on.
     """
 
     lost_tokens = 0
