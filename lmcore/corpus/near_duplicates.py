@@ -10,6 +10,7 @@ import numpy as np
 from lmcore.corpus.overlap import hash_sequences, split_runs
 
 SEQUENCE_WORDS = 5
+SEED, SCHEME = 1, "affine32"  # of the permutations
 PERMUTATIONS = 128  # the standard error of a similarity of 0.8 is 0.035
 # A candidate that is not similar costs a comparison, one that is missed stays: of pairs just as similar as asked 98 %
 # are found, with equal weights 40 %.
@@ -22,7 +23,9 @@ def sign(text: bytes) -> bytes:
 
     Empty for a text of fewer words.
     """
-    sketch = _sketch()
+    from datasketch import MinHash  # takes 0.3 s, and few look for near duplicates
+
+    sketch = MinHash(PERMUTATIONS, seed=SEED, hashfunc=int, scheme=SCHEME)
     is_empty = True
     for run in split_runs(text.decode(), SEQUENCE_WORDS):
         hashes = np.unique(hash_sequences([run], SEQUENCE_WORDS) >> np.uint64(32)).tolist()
@@ -32,22 +35,16 @@ def sign(text: bytes) -> bytes:
     return b"" if is_empty else sketch.hashvalues.tobytes()
 
 
-def _sketch(signature: bytes | None = None) -> Any:
-    from datasketch import MinHash  # takes 0.3 s, and few look for near duplicates
-
-    values = None if signature is None else np.frombuffer(signature, np.uint32)
-    return MinHash(PERMUTATIONS, seed=1, hashfunc=int, hashvalues=values, scheme="affine32")
-
-
 class NearDuplicates:
     """Which earlier document a text is almost the same as: at least `similarity` of their sequences are common.
 
-    Memory holds the signature of every document that is not: some 4 KB each.
+    Memory holds the signature of every document that is not: some 7 KB each.
     """
 
     def __init__(self, similarity: float) -> None:
-        from datasketch import MinHashLSH
+        from datasketch import LeanMinHash, MinHashLSH
 
+        self._read = LeanMinHash
         self._similarity = similarity
         self._index = MinHashLSH(similarity, PERMUTATIONS, weights=WEIGHTS)
         self._names: list[str] = []
@@ -57,7 +54,7 @@ class NearDuplicates:
         """The name of the first document that this one is almost the same as; None makes this one known."""
         if not signature:
             return None
-        sketch = _sketch(signature)
+        sketch = self._read(seed=SEED, hashvalues=np.frombuffer(signature, np.uint32), scheme=SCHEME)
         for place in sorted(map(int, self._index.query(sketch))):
             if sketch.jaccard(self._sketches[place]) >= self._similarity:
                 return self._names[place]
