@@ -61,13 +61,21 @@ def run_stages(folder: Path, engine: Engine) -> None:
     splits = {split: list_parts(folder / "documents" / split) for split in ("train", "validation")}
     tokens, scratch = folder / "tokens", folder / "scratch"
     encode_splits(
-        EncodeParams(shard_tokens=5000), splits, ByteTokenizer.create(), tokens, scratch=scratch, engine=engine
+        EncodeParams(shard_tokens=5000, tokenized=None),
+        splits,
+        ByteTokenizer.create(),
+        tokens,
+        scratch=scratch,
+        engine=engine,
     )
     write_json(folder / "metrics.json", metrics)
 
 
 def encode_damaged(folder: Path, engine: Engine) -> None:
-    params, parts = EncodeParams(shard_tokens=5000), {"train": [DocumentPart(folder / "part-0.parquet")]}
+    params, parts = (
+        EncodeParams(shard_tokens=5000, tokenized=None),
+        {"train": [DocumentPart(folder / "part-0.parquet")]},
+    )
     tokenizer, scratch = ByteTokenizer.create(), folder / "scratch"
     encode_splits(params, parts, tokenizer, folder / "tokens", scratch=scratch, engine=engine)
 

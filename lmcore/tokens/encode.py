@@ -117,7 +117,7 @@ class Texts:
 def encode_part(
     part: TextPart, *, kind: type[Tokenizer], artefact: bytes, dtype: str, place: Path, threads: int | None
 ) -> Path:
-    """The folder below `place` with the part's tokens, made unless it is there already: see `EncodedPart`."""
+    """The folder below `place` with the part's tokens, made unless it is there already: see `load_part`."""
     folder = place / part.fingerprint()
     if folder.exists():
         return folder
