@@ -58,7 +58,10 @@ class Project:
         sections = {
             "model": MODEL.model_dump(),
             "train": train.model_dump(),
-            "hardware": {**dict.fromkeys(HardwareParams.model_fields), "profile": "cpu", "workers": "auto"},
+            "hardware": {
+                **dict.fromkeys(HardwareParams.model_fields),
+                **{"profile": "cpu", "workers": "auto", "data_engine": "local"},
+            },
             "profiles": {"cpu": PROFILE},
         }
         YAML().dump(sections, self.folder / "params.yaml")
