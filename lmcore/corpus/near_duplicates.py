@@ -15,11 +15,12 @@ PERMUTATIONS = 128  # the standard error of a similarity of 0.8 is 0.035
 # A candidate that is not similar costs a comparison, one that is missed stays: of pairs just as similar as asked 98 %
 # are found, with equal weights 40 %.
 WEIGHTS = (0.02, 0.98)
+GREATEST_THRESHOLD = 0.95  # of the index: it has no bands for 0.998 and more, and candidates are compared anyway
 SEQUENCES_AT_ONCE = 1 << 14  # whose permutations, 512 bytes each, are in memory
 
 
-def sign(text: bytes) -> bytes:
-    """The signature of UTF-8 `text`, from which the share of common sequences of 5 words can be estimated.
+def sign(text: str) -> bytes:
+    """The signature of `text`, from which the share of common sequences of 5 words can be estimated.
 
     Empty for a text of fewer words.
     """
@@ -27,7 +28,7 @@ def sign(text: bytes) -> bytes:
 
     sketch = MinHash(PERMUTATIONS, seed=SEED, hashfunc=int, scheme=SCHEME)
     is_empty = True
-    for run in split_runs(text.decode(), SEQUENCE_WORDS):
+    for run in split_runs(text, SEQUENCE_WORDS):
         hashes = np.unique(hash_sequences([run], SEQUENCE_WORDS) >> np.uint64(32)).tolist()
         for start in range(0, len(hashes), SEQUENCES_AT_ONCE):
             is_empty = False
@@ -46,7 +47,7 @@ class NearDuplicates:
 
         self._read = LeanMinHash
         self._similarity = similarity
-        self._index = MinHashLSH(similarity, PERMUTATIONS, weights=WEIGHTS)
+        self._index = MinHashLSH(min(similarity, GREATEST_THRESHOLD), PERMUTATIONS, weights=WEIGHTS)
         self._names: list[str] = []
         self._sketches: list[Any] = []
 

@@ -63,9 +63,9 @@ def _survey(items: list[Document | Rejection], schema: Schema, params: PreparePa
         elif reason := next(reasons):
             row |= {"reason": reason, "excerpt": excerpt(item.text)}
         else:
-            encoded = item.text.encode()
-            row |= {"characters": len(item.text), "digest": blake2b(encoded, digest_size=16).digest()}
+            digest = blake2b(item.text.encode(), digest_size=16).digest()
+            row |= {"characters": len(item.text), "digest": digest}
             if params.near_duplicates is not None:
-                row["signature"] = sign(encoded)
+                row["signature"] = sign(item.text)
         rows.append(row)
     return rows
