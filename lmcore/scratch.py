@@ -76,6 +76,6 @@ def _remove_unless_held(place: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-        shutil.rmtree(place, ignore_errors=True)
-        if _is_at(lock, file.fileno()):
+        if _is_at(lock, file.fileno()):  # else its last holder has removed it, and another may hold a new one
+            shutil.rmtree(place, ignore_errors=True)
             lock.unlink()
