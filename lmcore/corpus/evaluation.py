@@ -1,15 +1,16 @@
 """The text of a benchmark, to measure how much of it lies in the training text."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmcore.corpus.documents import Document, Rejection, batch
-from lmcore.corpus.formats import Layout, RawFile, read_file, require, split, to_utf8
+from lmcore.corpus.formats import Layout, RawFile, read_file, read_records
+from lmcore.corpus.overlap import SEQUENCE_WORDS, Hashes, collect_sequences
 from lmcore.errors import DataError, ParameterError
 from lmcore.files import named_path
+from lmcore.workers import Engine
 
 
 @dataclass(frozen=True)
@@ -21,21 +22,20 @@ class Evaluation:
     def read(self) -> Iterator[list[str]]:
         """The texts, a batch at a time. Raises DataError where one cannot be read."""
         file = RawFile(self.path, self.path.name, Layout(), self.path.stat().st_size)
-        if file.kind in {".jsonl", ".ndjson"}:
-            yield from self._read_records(file)
-            return
-        for items in batch(read_file(file)):
+        for items in batch(read_file(file, _read_strings if file.kind in {".jsonl", ".ndjson"} else None)):
             for item in items:
                 if isinstance(item, Rejection):
-                    raise DataError(f"prepare.contamination: {self.path}: {item.id}: {item.reason}: mend the file")
+                    place = self.path if item.row is None else f"{self.path}:{item.row}"
+                    raise DataError(f"prepare.contamination: {place}: {item.reason}: mend the file")
             yield [item.text for item in items if isinstance(item, Document)]
 
-    def _read_records(self, file: RawFile) -> Iterator[list[str]]:
-        for row, line in enumerate(require(split(to_utf8(file.read_bytes()), b"\n")), 1):
-            try:
-                yield list(iterate_strings(json.loads(line))) if line.strip() else []
-            except ValueError as error:
-                raise DataError(f"prepare.contamination: {self.path}: line {row}: {error}: mend the file") from None
+
+def _read_strings(file: RawFile) -> Iterator[Document | Rejection]:
+    for row, record in read_records(file):
+        if isinstance(record, Rejection):
+            yield record
+        else:
+            yield from (file.take(text, row) for text in iterate_strings(record))
 
 
 def iterate_strings(value: Any) -> Iterator[str]:
@@ -47,11 +47,20 @@ def iterate_strings(value: Any) -> Iterator[str]:
             yield from iterate_strings(part)
 
 
-def open_evaluation(name: str) -> Evaluation:
-    """The file that `prepare.contamination` names. Raises ParameterError without one."""
+def collect_evaluation(name: str, engine: Engine) -> Hashes:
+    """The sequences of the file that `prepare.contamination` names, as `collect_sequences` gives them.
+
+    Raises ParameterError without a file, and DataError for one that cannot be read or has no sequence.
+    """
     path = named_path(name)
     if not path.is_file():
         raise ParameterError(
             f"prepare.contamination={name!r}: {path} is no file; a relative path begins at dvc.yaml's folder"
         )
-    return Evaluation(path)
+    sequences = collect_sequences([Evaluation(path)], engine)
+    if not len(sequences):
+        raise DataError(
+            f"prepare.contamination: {path} has no text of {SEQUENCE_WORDS} words or more, so that nothing can be "
+            f"looked for: give another file"
+        )
+    return sequences

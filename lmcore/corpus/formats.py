@@ -3,10 +3,11 @@
 import codecs
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from lmcore.corpus.documents import Document, Rejection, excerpt
 CHUNK_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 30  # parquet's own limit for one value is 2 GiB
 PARQUET_ROWS = 1000  # in memory at a time
+TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
 HEAD_BYTES = 400  # of a file, to show how it begins
 
 BLANK_LINE = "blank_line"
@@ -89,12 +91,18 @@ class RawFile:
                 yield chunk
 
 
-def read_file(file: RawFile) -> Iterator[Document | Rejection]:
-    """The documents of one file. Where it breaks off, those before the break, and one rejection for the rest."""
+Reader = Callable[[RawFile], Iterator[Document | Rejection]]
+
+
+def read_file(file: RawFile, read: Reader | None = None) -> Iterator[Document | Rejection]:
+    """The documents of one file, by `read` or as its kind is read.
+
+    Where it breaks off, those before the break, and one rejection for the rest.
+    """
     if file.kind in UNSUPPORTED_SUFFIXES:
         yield file.reject("unsupported_format")
         return
-    read = READERS.get(file.kind, _read_text)
+    read = read or READERS.get(file.kind, _read_text)
     try:
         yield from read(file)
     except UnreadableError as error:
@@ -126,23 +134,31 @@ def _read_text(file: RawFile) -> Iterator[Document | Rejection]:
 
 def _read_json_lines(file: RawFile) -> Iterator[Document | Rejection]:
     """A record on each line: an object with the text in a field of it, or the text itself as a string."""
+    for row, record in read_records(file):
+        if isinstance(record, Rejection):
+            yield record
+            continue
+        text = record.get(file.layout.text_field) if isinstance(record, dict) else record
+        yield file.take(text if isinstance(text, str) else None, row)
+
+
+def read_records(file: RawFile) -> Iterator[tuple[int, Any]]:
+    """The JSON value on each line of a file with its row; a Rejection in place of what is none."""
     for row, line in enumerate(split(to_utf8(file.read_bytes()), b"\n"), 1):
         if line is None:
-            yield Rejection(file.name, row, "too_long", MAX_DOCUMENT_BYTES, "")
+            yield row, Rejection(file.name, row, "too_long", MAX_DOCUMENT_BYTES, "")
         elif line.strip():
-            yield _read_json(file, line, row)
+            yield row, _parse_json(file, line, row)
 
 
-def _read_json(file: RawFile, line: bytes, row: int) -> Document | Rejection:
+def _parse_json(file: RawFile, line: bytes, row: int) -> Any:
     try:
-        record = json.loads(line)
+        return json.loads(line)
     except UnicodeDecodeError:
         return file.take(line, row)
     except (ValueError, RecursionError):
         beginning = excerpt(line[:HEAD_BYTES].decode(errors="replace"))
         return Rejection(file.name, row, "broken_json", len(line), beginning)
-    text = record.get(file.layout.text_field) if isinstance(record, dict) else record
-    return file.take(text if isinstance(text, str) else None, row)
 
 
 def _read_table(file: RawFile) -> Iterator[Document | Rejection]:
@@ -200,7 +216,7 @@ def has_text(schema: pa.Schema, name: str) -> bool:
     kind = schema.field(name).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.null())
+    return kind in (*TEXT_TYPES, pa.null())
 
 
 READERS = {

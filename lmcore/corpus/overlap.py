@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from lmcore.workers import Engine
 SEQUENCE_WORDS = 13  # GPT-3's measure of contamination (Brown et al. 2020, appendix C)
 SEQUENCE_SAMPLE = 1 << 20  # of validation's sequences: all of them in a validation text below some 5 MB
 RUN_CHARACTERS = 1 << 17  # the arrays for a run fit into a core's cache: 1.3 times as fast as a million
+WORD_BYTES = 4 * RUN_CHARACTERS  # a longer word has more characters than a run, and so ends one
 BEGIN_BITS = 24  # of a hash, by which most of those that nobody seeks are known
 BEGIN_SHIFT = np.uint64(64 - BEGIN_BITS)
 BLANK = re.compile(r"[ \t\n\r\v\f]")  # what bytes.split() splits at
@@ -30,15 +32,20 @@ class TextPart(Protocol):
         """The texts, a batch at a time."""
 
 
-def measure_overlap(sought: Sequence[TextPart], text: Sequence[TextPart], place: Path, engine: Engine) -> float:
-    """The share of the distinct sequences of 13 words in `sought` that occur in `text` too.
-
-    Memory does not grow with either: of much that is sought the sequences with the smallest hashes are looked up, a
-    fair sample whose standard error is below 0.0005. The sample lies in the folder `place` meanwhile.
-    """
+def collect_sequences(parts: Sequence[TextPart], engine: Engine) -> Hashes:
+    """The hashes of the distinct sequences of 13 words, sorted: the smallest of many, which is a fair sample."""
     sample: Hashes = np.empty(0, np.uint64)
-    for hashes in engine.map(sample_sequences, sought):
+    for hashes in engine.map(sample_sequences, parts):
         sample = _sort_distinct(np.concatenate([sample, hashes]))[:SEQUENCE_SAMPLE]
+    return sample
+
+
+def measure_overlap(sample: Hashes, text: Sequence[TextPart], place: Path, engine: Engine) -> float:
+    """The share of a sample of sequences that occur in `text` too; 0 of none.
+
+    Memory does not grow with the text. The standard error of the sampling is below 0.0005. The sample lies in the
+    folder `place` meanwhile.
+    """
     if not len(sample):
         return 0.0
     path = place / "sequences.npy"
@@ -96,15 +103,26 @@ def _iterate_hashes(batches: Iterable[list[str]]) -> Iterator[Hashes]:
 def split_runs(text: str, words: int) -> Iterator[bytes]:
     """The text as UTF-8 in runs of about RUN_CHARACTERS, each of whole words.
 
-    A run repeats all but one of the last `words` of the one before: so many in a row lie together in exactly one run.
+    A word of more than WORD_BYTES is there as its digest: a text without blanks may be as long as a document. A run
+    repeats all but one of the last `words` of the one before: so many in a row lie together in exactly one run.
     """
     begin, overlap = 0, b""
     while begin < len(text):
         blank = BLANK.search(text, begin + RUN_CHARACTERS)
         end = blank.start() if blank else len(text)
-        run = overlap + text[begin:end].encode()
+        run = overlap + shorten_last(text[begin:end].encode())
         yield run
         begin, overlap = end, b" ".join(run.rsplit(None, words - 1)[1 - words :])
+
+
+def shorten_last(run: bytes) -> bytes:
+    """The run with its digest in place of a last word that is too long."""
+    if len(run) <= WORD_BYTES:
+        return run
+    word = run.rsplit(None, 1)[-1]
+    if len(word) <= WORD_BYTES:
+        return run
+    return run[: run.rindex(word)] + blake2b(word, digest_size=16).hexdigest().encode()
 
 
 def hash_sequences(runs: list[bytes], words: int) -> Hashes:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from lmcore.corpus.documents import Document, DocumentWriter, batch, list_parts
-from lmcore.corpus.evaluation import open_evaluation
+from lmcore.corpus.evaluation import collect_evaluation
 from lmcore.corpus.formats import Layout
-from lmcore.corpus.overlap import measure_overlap
+from lmcore.corpus.overlap import collect_sequences, measure_overlap
 from lmcore.corpus.settings import PrepareParams
 from lmcore.corpus.split import HashSplit, TailSplit
 from lmcore.corpus.survey import read_normalised, survey_unit
@@ -28,6 +28,7 @@ from lmcore.scratch import reserve
 from lmcore.workers import HERE, Engine
 
 SPLITS = ("train", "validation")
+LIMITS = {"max_rejected_fraction", "max_leakage", "contamination"}  # of the whole: no unit depends on them
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Selection:
 
     unit: Unit
     stays: Path
+    size: int  # bytes of these documents
     split: HashSplit | TailSplit
 
 
@@ -50,9 +52,9 @@ def prepare(
     nothing is kept, a split is empty, or too much of the validation text occurs in the training text; nothing is
     written then.
     """
-    evaluation = [] if params.contamination is None else [open_evaluation(params.contamination)]
+    evaluation = None if params.contamination is None else collect_evaluation(params.contamination, engine)
     units = list_units(raw, Layout(params.text_field, params.separator))
-    work = [params.model_dump(), read_json(raw / "manifest.json", REMEDY)]
+    work = [params.model_dump(exclude=LIMITS), read_json(raw / "manifest.json", REMEDY)]
     with reserve(scratch, work) as place, write_folder(folder) as new:
         selections, judge = select_documents(units, params, new / "rejected.parquet", place, engine)
         counts = write_documents(selections, params, new, place, engine)
@@ -68,9 +70,9 @@ def prepare(
             **({} if params.near_duplicates is None else {"near_duplicates": judge.duplicates["near_duplicate"]}),
             **{f"{split}_documents": counts[split]["documents"] for split in SPLITS},
             **{f"{split}_bytes": counts[split]["bytes"] for split in SPLITS},
-            "leakage": measure_overlap(validation, train, place, engine),
+            "leakage": measure_overlap(collect_sequences(validation, engine), train, place, engine),
         }
-        if evaluation:
+        if evaluation is not None:
             metrics["contamination"] = measure_overlap(evaluation, train, place, engine)
         if params.max_leakage is not None and metrics["leakage"] > params.max_leakage:
             raise DataError(
@@ -85,19 +87,20 @@ def select_documents(
     units: Sequence[Unit], params: PrepareParams, listing: Path, place: Path, engine: Engine
 ) -> tuple[list[Selection], Judge]:
     """Which documents of each unit stay, the others listed in `listing`, and the account of all."""
-    chosen: list[tuple[Unit, Path, int]] = []
+    chosen: list[tuple[Unit, Path, int, int]] = []
     sizes = [unit.size for unit in units]
     with Judge(params, listing, place) as judge, BytesProgress("prepare: checking", sum(sizes)) as progress:
         surveys = engine.map(partial(survey_unit, params=params, place=place), units)
         for unit, survey in zip(units, progress.follow(surveys, sizes), strict=True):
-            stays, begin = place / f"stays-{unit.number:06d}.npy", judge.kept_characters
+            stays, begin, size = place / f"stays-{unit.number:06d}.npy", judge.kept_characters, judge.kept_bytes
             save_array(stays, judge.judge(survey))
-            chosen.append((unit, stays, begin))
+            chosen.append((unit, stays, judge.kept_bytes - size, begin))
     judge.require_enough()
     if params.split == "hash":
-        return [Selection(unit, stays, HashSplit(params.validation_fraction)) for unit, stays, _ in chosen], judge
+        split = HashSplit(params.validation_fraction)
+        return [Selection(unit, stays, size, split) for unit, stays, size, _ in chosen], judge
     cut = TailSplit.find_cut(judge.kept_characters, params.validation_fraction)
-    return [Selection(unit, stays, TailSplit(cut, begin)) for unit, stays, begin in chosen], judge
+    return [Selection(unit, stays, size, TailSplit(cut, begin)) for unit, stays, size, begin in chosen], judge
 
 
 def write_documents(
@@ -123,7 +126,10 @@ def write_documents(
 
 
 def write_unit(selection: Selection, *, params: PrepareParams, place: Path) -> Path:
-    """The folder below `place` with the unit's parts of both splits and counts.json, made unless it is there."""
+    """The folder below `place` with the unit's parts of both splits and counts.json, made unless it is there.
+
+    Raises ArtifactError when the text is no longer what the survey saw.
+    """
     unit = selection.unit
     folder = place / f"documents-{unit.number:06d}"
     if folder.exists():
@@ -136,11 +142,11 @@ def write_unit(selection: Selection, *, params: PrepareParams, place: Path) -> P
             for items in batch(read_normalised(unit, params)):
                 marks = stays[seen : seen + len(items)].tolist()
                 seen += len(items)
-                if len(marks) < len(items):
-                    raise ArtifactError(f"{unit.files[0].path} changed while it was read: {REMEDY}")
-                chosen = [item for item, mark in zip(items, marks, strict=True) if mark and isinstance(item, Document)]
+                chosen = [item for item, mark in zip(items, marks, strict=False) if mark and isinstance(item, Document)]
                 for split, some in zip(SPLITS, selection.split.split(chosen), strict=True):
                     writers[split].write(some)
+        if (seen, sum(writer.bytes for writer in writers.values())) != (len(stays), selection.size):
+            raise ArtifactError(f"{unit.describe_files()} changed while the stage ran: {REMEDY}")
         counts = {split: {"documents": writer.documents, "bytes": writer.bytes} for split, writer in writers.items()}
         write_json(new / "counts.json", counts)
     return folder

@@ -28,13 +28,13 @@ class Judge:
     """
 
     def __init__(self, params: PrepareParams, listing: Path, scratch: Path) -> None:
-        self.documents = self.kept = self.kept_characters = 0
+        self.documents = self.kept = self.kept_characters = self.kept_bytes = 0
         self.duplicates: Counter[str] = Counter()  # exact and near ones
         self.rejected: Counter[str] = Counter()
         self.lengths: Counter[int] = Counter()  # of the kept ones, in characters, rounded down to a power of two
         self._params = params
         self._examples: list[str] = []
-        self._kept_bytes = self._lost_bytes = 0
+        self._lost_bytes = 0
         self._first = FirstSeen(scratch)
         self._near = None if params.near_duplicates is None else NearDuplicates(params.near_duplicates)
         self._listing = open_parquet(listing, REJECTION_COLUMNS)
@@ -74,7 +74,7 @@ class Judge:
         self.documents += len(stays)
         self.kept += len(kept)
         self.kept_characters += int(characters.sum())
-        self._kept_bytes += int(kept["bytes"].to_numpy().sum())
+        self.kept_bytes += int(kept["bytes"].to_numpy().sum())
         self.lengths.update(1 << length.bit_length() - 1 for length in characters.tolist())
 
     def _record(self, rejections: list[Rejection]) -> None:
@@ -98,7 +98,7 @@ class Judge:
         if self.kept == 0:
             raise DataError(f"the corpus is empty: {account}; mend these files or give others (download.path)")
         # What a damaged file would have held is not known by number.
-        if rejected > limit * self.documents or self._lost_bytes > limit * (self._kept_bytes + self._lost_bytes):
+        if rejected > limit * self.documents or self._lost_bytes > limit * (self.kept_bytes + self._lost_bytes):
             remedy = "mend or remove these files, or raise that limit"
             raise DataError(f"{account}; more than prepare.max_rejected_fraction={limit:g} allows: {remedy}")
 

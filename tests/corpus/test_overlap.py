@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcore.corpus import overlap
-from lmcore.corpus.overlap import hash_sequences, measure_overlap, split_runs
+from lmcore.corpus.overlap import collect_sequences, hash_sequences, measure_overlap, split_runs
 from lmcore.workers import HERE
 
 
@@ -25,7 +25,8 @@ class Part:
 
 def measure_leakage(validation: list[list[str]], train: list[list[str]]) -> float:
     with tempfile.TemporaryDirectory() as place:
-        return measure_overlap([*map(Part, validation)], [*map(Part, train)], Path(place), HERE)
+        sequences = collect_sequences([*map(Part, validation)], HERE)
+        return measure_overlap(sequences, [*map(Part, train)], Path(place), HERE)
 
 
 def collect_plainly(texts: list[str]) -> set[tuple[bytes, ...]]:
@@ -81,6 +82,17 @@ def test_a_long_text_in_runs_is_the_same_text(monkeypatch, characters):
     assert len(runs) > 5
     assert sorted(hash_sequences(runs, 13)) == whole
     assert len(whole) == 300 - 12
+
+
+def test_a_text_without_blanks_costs_no_more_than_others():
+    """A word may be as long as a document: it counts as one, and its length in arrays is not paid."""
+    words = [f"word{number}" for number in range(20)]
+    long = "é" * overlap.WORD_BYTES
+    text, same, other = (" ".join([*words[:10], word, *words[10:]]) for word in (long, long, long[:-1] + "e"))
+    assert max(map(len, split_runs(text, 13))) < overlap.WORD_BYTES
+    assert measure_leakage([[text]], [["before " + same]]) == 1.0
+    assert measure_leakage([[text]], [[other]]) == 0.0
+    assert len(hash_sequences(list(split_runs(text, 13)), 13)) == 21 - 12
 
 
 def test_hashes_are_the_same_everywhere():

@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from preparing import make_params, read_bytes, read_split, run
 
+from lmcore.corpus import prepare as prepare_module
 from lmcore.corpus import survey as survey_module
 from lmcore.corpus import units
 from lmcore.corpus.documents import list_parts
 from lmcore.corpus.formats import Layout
-from lmcore.errors import DataError, ParameterError
+from lmcore.errors import ArtifactError, DataError, ParameterError
 from lmcore.files import write_json
 
 
@@ -97,7 +98,9 @@ def test_near_duplicates_go_where_asked(make_raw, tmp_path):
     assert (metrics["kept"], metrics["duplicates"], metrics["near_duplicates"], metrics["rejected"]) == (2, 1, 1, {})
     (row,) = pq.read_table(tmp_path / "some/rejected.parquet").to_pylist()
     assert (row["file"], row["reason"], row["excerpt"]) == ("b.txt", "near_duplicate", "a.txt")
-    assert run(make_params(near_duplicates=0.99), raw, tmp_path / "strict")[0]["near_duplicates"] == 0
+    for similarity in (0.99, 1.0):
+        strict, _ = run(make_params(near_duplicates=similarity), raw, tmp_path / f"strict{similarity}")
+        assert strict["near_duplicates"] == 0
 
 
 def test_contamination_is_the_benchmarks_share_in_the_training_text(make_raw, tmp_path):
@@ -111,9 +114,45 @@ def test_contamination_is_the_benchmarks_share_in_the_training_text(make_raw, tm
     (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, records)))
     metrics, _ = run(make_params(contamination="items.jsonl"), raw, tmp_path / "documents")
     assert metrics["contamination"] == pytest.approx(16 / 17)  # 8 and 8 sequences of 13 words, and one of x
-    for content, complaint in {b"{": "line 1: ", b'1\n"\xff"': "line 2: "}.items():
+    for content, complaint in {
+        b"{": ":1: broken_json: mend",
+        b'1\n"\xff"': ":2: not_utf8: mend",
+        b'"\\ud800"': ":1: not_utf8: mend",
+        b"[" * 100_000: ":1: broken_json: mend",
+        b'\xff\xfe"': ": not_utf8: mend",
+        b'["twelve words"]': " has no text of 13 words or more",
+    }.items():
         (tmp_path / "items.jsonl").write_bytes(content)
-        with pytest.raises(DataError, match=rf"^prepare\.contamination: .*items\.jsonl: {complaint}"):
+        with pytest.raises(DataError, match=rf"^prepare\.contamination: .*items\.jsonl{complaint}"):
             run(make_params(contamination="items.jsonl"), raw, tmp_path / "other")
+    (tmp_path / "items.jsonl.gz").write_bytes(b"not compressed")
+    with pytest.raises(DataError, match=r"^prepare\.contamination: .*items\.jsonl\.gz: damaged: mend the file$"):
+        run(make_params(contamination="items.jsonl.gz"), raw, tmp_path / "other")
     with pytest.raises(ParameterError, match=r"^prepare\.contamination='nothing': .*nothing is no file; a relative"):
         run(make_params(contamination="nothing"), raw, tmp_path / "other")
+
+
+@pytest.mark.parametrize("split", ["hash", "tail"])
+@pytest.mark.parametrize("change", [b"text 1\ntext 2", b"text 1\ntext 2\ntext 3\ntext 4", b"text 1\n\0\ntext 3"])
+def test_text_that_changes_between_the_passes_is_noticed(make_raw, tmp_path, monkeypatch, split, change):
+    raw = make_raw({"a.txt": b"text 1\ntext 2\ntext 3", "b.txt": b"x\n" * 3})
+    write = prepare_module.write_documents
+
+    def write_later(*args: object) -> object:
+        (raw / "files/a.txt").write_bytes(change)
+        return write(*args)
+
+    monkeypatch.setattr(prepare_module, "write_documents", write_later)
+    with pytest.raises(ArtifactError, match=r"a file from .*a\.txt to .*b\.txt changed while the stage ran: run"):
+        run(make_params(split=split, separator="\n"), raw, tmp_path / "documents")
+    assert not (tmp_path / "documents").exists()
+
+
+def test_a_limit_that_is_raised_goes_on_with_what_was_done(make_raw, tmp_path, monkeypatch):
+    words = b" ".join(b"word%d" % number for number in range(100))
+    raw = make_raw({"a.txt": words, "b.txt": words + b" end"})
+    with pytest.raises(DataError, match=r"more than prepare\.max_leakage=0\.5 allows"):
+        run(make_params(max_leakage=0.5), raw, tmp_path / "documents")
+    monkeypatch.setattr(survey_module, "read_normalised", None)
+    monkeypatch.setattr(prepare_module, "read_normalised", None)
+    assert run(make_params(), raw, tmp_path / "documents")[0]["kept"] == 2
