@@ -3,11 +3,14 @@
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from lmcore.errors import LmcoreError
@@ -33,19 +36,28 @@ def count_cores() -> int:
 
 
 class Processes:
-    """An Engine of this machine's processes, which are started when there is work for two; one works right here."""
+    """An Engine of this machine's processes, which are started when there is work for two; one works right here.
+
+    They are deaf to Ctrl-C, and end as soon as this process leaves by an error, or is gone.
+    """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._pool: ProcessPoolExecutor | None = None
+        self._held: Connection | None = None  # the workers hold the other end, and see when this one closes
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None and self._held is not None:
+            if kind is not None:  # nobody takes what is in hand, which may last for minutes
+                self._held.close()
             self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+            self._held.close()
+            self._pool = self._held = None
 
     def map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """Raises what `work` raises, and LmcoreError when a process was killed."""
@@ -56,7 +68,7 @@ class Processes:
         pool = self._start()
         try:
             for item in items:
-                waiting.append(pool.submit(work, item))
+                waiting.append(submit_deaf(pool, work, item))
                 if len(waiting) > 2 * self.workers:  # one in hand and one at hand for each
                     yield waiting.popleft().result()
             while waiting:
@@ -73,20 +85,28 @@ class Processes:
     def _start(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=follow_parent)
+            end, self._held = context.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(self.workers, context, initializer=follow_parent, initargs=(end,))
         return self._pool
 
 
 HERE = Processes(1)
 
 
-def follow_parent() -> None:
-    """End this worker when the process that started it is gone: nobody would take what it makes."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_after, args=[parent.sentinel], name="follow_parent", daemon=True).start()
+def submit_deaf(pool: ProcessPoolExecutor, work: Callable[[Item], Result], item: Item) -> Future[Result]:
+    """`pool.submit`; a process that it starts never hears of Ctrl-C, which the terminal sends to all of them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        return pool.submit(work, item)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_after(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
+def follow_parent(held: Connection) -> None:
+    """End this worker when the process that started it closes the other end of `held`, or is gone."""
+    threading.Thread(target=_end_after, args=[held], name="follow_parent", daemon=True).start()
+
+
+def _end_after(held: Connection) -> None:
+    multiprocessing.connection.wait([held])
     os._exit(1)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tiny import encode_texts
 
 from lmcore.corpus.documents import DocumentPart
-from lmcore.errors import ArtifactError, DataError, LmcoreError
+from lmcore.errors import ArtifactError, DataError, LmcoreError, report_errors
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokenizer.bpe import BpeTokenizer
 from lmcore.tokenizer.byte import ByteTokenizer
@@ -293,18 +293,42 @@ def test_no_worker_outlives_a_killed_stage(tmp_path: Path) -> None:
     splits = {"train": [Slow(tmp_path, name) for name in "abcd"]}
     process = multiprocessing.get_context("spawn").Process(target=encode, args=(tmp_path, 2, splits))
     process.start()
-
-    def wait_for(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
     wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
     workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
     process.kill()
     process.join()
     wait_for(lambda: not any(map(is_alive, workers)))
+
+
+def test_an_interrupted_stage_ends_at_once_with_one_line(tmp_path: Path) -> None:
+    """As Ctrl-C in a terminal does: every process gets the signal, also those that wait for work."""
+    parts = [Slow(tmp_path, "a"), *PARTS[:1]]
+    process = multiprocessing.get_context("spawn").Process(target=encode_apart, args=(tmp_path, {"train": parts}))
+    process.start()
+    wait_for(lambda: bool([*tmp_path.glob("*.pid")] and [*(tmp_path / "scratch").glob("*/*")]))
+    (worker,) = (int(path.stem) for path in tmp_path.glob("*.pid"))
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGINT)
+    process.join(timeout=30)
+    assert process.exitcode == 130
+    assert (tmp_path / "stderr").read_text() == "interrupted: run the same command again\n"
+    wait_for(lambda: not is_alive(worker))
+
+
+def encode_apart(folder: Path, splits: dict[str, Sequence[TextPart]]) -> None:
+    """`encode` by two workers in a process group of its own, what all of them say in a file."""
+    os.setsid()
+    with (folder / "stderr").open("w") as file:
+        os.dup2(file.fileno(), 2)
+    with report_errors():
+        encode(folder, 2, splits)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def is_alive(pid: int) -> bool:
