@@ -52,7 +52,7 @@ def report_errors() -> Iterator[None]:
     try:
         yield
     except LmcoreError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {flatten(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted: run the same command again", file=sys.stderr)
@@ -62,5 +62,10 @@ def report_errors() -> Iterator[None]:
             raise
         place = error.filename2 or error.filename  # of a copy's two files, the one that was written
         remedy = SYSTEM_REMEDIES[error.errno]
-        print(f"error: {place}: {remedy}" if place else f"error: {remedy}", file=sys.stderr)
+        print(f"error: {flatten(str(place))}: {remedy}" if place else f"error: {remedy}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def flatten(message: str) -> str:
+    """The message in one line: names of files may hold line ends, and codes that a terminal obeys."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in message)

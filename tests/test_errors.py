@@ -14,6 +14,12 @@ def test_a_mistake_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr() == ("", "error: corpus.txt is empty: give it some text\n")
 
 
+def test_a_name_of_two_lines_stays_in_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), report_errors():
+        raise DataError("a\nb\x1b[31mé\ud800.txt: empty")
+    assert capsys.readouterr().err == "error: a\\nb\\x1b[31mé\\ud800.txt: empty\n"
+
+
 @pytest.mark.parametrize("number", SYSTEM_REMEDIES)
 def test_what_the_system_refuses_comes_with_a_way_out(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught, report_errors():
