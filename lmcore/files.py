@@ -45,7 +45,7 @@ def write_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
@@ -59,9 +59,9 @@ def write_folder(path: Path) -> Iterator[Path]:
         new.rename(path)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Bring a rename to the disk: without it a power cut may take it back, and keep what was done after it."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Bring a file, or a folder's names, to the disk: a power cut may take a rename back and keep what came after."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.errors import ArtifactError
-from lmcore.files import sha256_file
+from lmcore.files import sha256_file, sync
 
 REMEDY = "run the prepare stage (dvc repro prepare), or fetch it (dvc pull)"
 BATCH_ROWS = 10_000
@@ -49,7 +49,7 @@ class Document:
 
     @property
     def id(self) -> str:
-        """A name that no other document of the corpus has."""
+        """Its name in the corpus: no other has it, unless a file's own name ends like that of a row."""
         return self.file if self.row is None else f"{self.file}:{self.row}"
 
 
@@ -130,7 +130,8 @@ class DocumentWriter:
 
     def _begin_part(self) -> pq.ParquetWriter:
         self._end_part()
-        self._part = open_parquet(self._folder / f"part-{self._parts:05d}.parquet", self._columns)
+        self._path = self._folder / f"part-{self._parts:05d}.parquet"
+        self._part = open_parquet(self._path, self._columns)
         self._parts += 1
         self._part_bytes = 0
         return self._part
@@ -138,6 +139,7 @@ class DocumentWriter:
     def _end_part(self) -> None:
         if self._part is not None:
             self._part.close()
+            sync(self._path)  # a killed stage goes on from it, also after a power cut
 
 
 def open_parquet(file: Path | BinaryIO, columns: pa.Schema) -> pq.ParquetWriter:

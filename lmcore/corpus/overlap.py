@@ -1,7 +1,7 @@
 """How much of one text occurs word for word in another: validation in the training text, a benchmark in it."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
@@ -25,14 +25,14 @@ BASE = 0x9E3779B97F4A7C15  # odd, and without pattern: 2**64 divided by the gold
 Hashes = NDArray[np.uint64]
 
 
-class TextPart(Protocol):
+class Readable(Protocol):
     """Some texts, which one process reads at a time; it can be pickled."""
 
     def read(self) -> Iterator[list[str]]:
         """The texts, a batch at a time."""
 
 
-def collect_sequences(parts: Sequence[TextPart], engine: Engine) -> Hashes:
+def collect_sequences(parts: Sequence[Readable], engine: Engine) -> Hashes:
     """The hashes of the distinct sequences of 13 words, sorted: the smallest of many, which is a fair sample."""
     sample: Hashes = np.empty(0, np.uint64)
     for hashes in engine.map(sample_sequences, parts):
@@ -40,23 +40,25 @@ def collect_sequences(parts: Sequence[TextPart], engine: Engine) -> Hashes:
     return sample
 
 
-def measure_overlap(sample: Hashes, text: Sequence[TextPart], place: Path, engine: Engine) -> float:
-    """The share of a sample of sequences that occur in `text` too; 0 of none.
+def measure_overlaps(
+    samples: Mapping[str, Hashes], text: Sequence[Readable], place: Path, engine: Engine
+) -> dict[str, float]:
+    """Of each sample of sequences the share that occurs in `text` too; 0 of none.
 
-    Memory does not grow with the text. The standard error of the sampling is below 0.0005. The sample lies in the
+    Memory does not grow with the text. The standard error of the sampling is below 0.0005. The samples lie in the
     folder `place` meanwhile.
     """
-    if not len(sample):
-        return 0.0
-    path = place / "sequences.npy"
-    save_array(path, sample)
-    found = np.zeros(len(sample), bool)
-    for marks in engine.map(partial(find_sequences, sample=path), text):
-        found |= np.unpackbits(marks, count=len(found)).astype(bool)
-    return float(np.count_nonzero(found) / len(sample))
+    paths = {name: place / f"{name}.npy" for name in samples}
+    for name, sample in samples.items():
+        save_array(paths[name], sample)
+    found = {name: np.zeros(len(sample), bool) for name, sample in samples.items()}
+    for marks in engine.map(partial(find_sequences, samples=paths), text):
+        for name, bits in marks.items():
+            found[name] |= np.unpackbits(bits, count=len(found[name])).astype(bool)
+    return {name: float(np.count_nonzero(marks) / max(1, len(marks))) for name, marks in found.items()}
 
 
-def sample_sequences(part: TextPart) -> Hashes:
+def sample_sequences(part: Readable) -> Hashes:
     """The smallest hashes of sequences in `part`, at most SEQUENCE_SAMPLE, sorted."""
     sample: Hashes = np.empty(0, np.uint64)
     for hashes in _iterate_hashes(part.read()):
@@ -64,18 +66,28 @@ def sample_sequences(part: TextPart) -> Hashes:
     return sample
 
 
-def find_sequences(part: TextPart, *, sample: Path) -> NDArray[np.uint8]:
-    """Which of the sorted hashes in the file `sample` occur in `part`, a bit for each."""
-    sought: Hashes = np.load(sample)
-    found = np.zeros(len(sought), bool)
-    begins = np.zeros(1 << BEGIN_BITS, bool)
-    begins[sought >> BEGIN_SHIFT] = True
+def find_sequences(part: Readable, *, samples: Mapping[str, Path]) -> dict[str, NDArray[np.uint8]]:
+    """Which of the sequences in the files `samples` occur in `part`, a bit for each."""
+    searches = {name: Search(np.load(path)) for name, path in samples.items()}
     for hashes in _iterate_hashes(part.read()):
-        hashes = hashes[begins[hashes >> BEGIN_SHIFT]]
-        hashes = np.sort(hashes[hashes <= sought[-1]])  # sorted ones are looked up twice as fast
-        places = np.searchsorted(sought, hashes)
-        found[places[sought[places] == hashes]] = True
-    return np.packbits(found)
+        for search in searches.values():
+            search.look_up(hashes)
+    return {name: np.packbits(search.found) for name, search in searches.items()}
+
+
+class Search:
+    """Which of the `sought` hashes, sorted and distinct, have been seen."""
+
+    def __init__(self, sought: Hashes) -> None:
+        self.sought, self.found = sought, np.zeros(len(sought), bool)
+        self._begins = np.zeros(1 << BEGIN_BITS, bool)
+        self._begins[sought >> BEGIN_SHIFT] = True
+
+    def look_up(self, hashes: Hashes) -> None:
+        """See these hashes."""
+        hashes = np.sort(hashes[self._begins[hashes >> BEGIN_SHIFT]])  # sorted ones are looked up twice as fast
+        places = np.minimum(np.searchsorted(self.sought, hashes), len(self.sought) - 1)
+        self.found[places[self.sought[places] == hashes]] = True
 
 
 def _sort_distinct(hashes: Hashes) -> Hashes:

@@ -15,7 +15,7 @@ import numpy as np
 from lmcore.corpus.documents import Document, DocumentWriter, batch, list_parts
 from lmcore.corpus.evaluation import collect_evaluation
 from lmcore.corpus.formats import Layout
-from lmcore.corpus.overlap import collect_sequences, measure_overlap
+from lmcore.corpus.overlap import collect_sequences, measure_overlaps
 from lmcore.corpus.settings import PrepareParams
 from lmcore.corpus.split import HashSplit, TailSplit
 from lmcore.corpus.survey import read_normalised, survey_unit
@@ -52,7 +52,8 @@ def prepare(
     nothing is kept, a split is empty, or too much of the validation text occurs in the training text; nothing is
     written then.
     """
-    evaluation = None if params.contamination is None else collect_evaluation(params.contamination, engine)
+    name = params.contamination
+    sought = {} if name is None else {"contamination": collect_evaluation(name, engine)}
     units = list_units(raw, Layout(params.text_field, params.separator))
     work = [params.model_dump(exclude=LIMITS), read_json(raw / "manifest.json", REMEDY)]
     with reserve(scratch, work) as place, write_folder(folder) as new:
@@ -70,10 +71,8 @@ def prepare(
             **({} if params.near_duplicates is None else {"near_duplicates": judge.duplicates["near_duplicate"]}),
             **{f"{split}_documents": counts[split]["documents"] for split in SPLITS},
             **{f"{split}_bytes": counts[split]["bytes"] for split in SPLITS},
-            "leakage": measure_overlap(collect_sequences(validation, engine), train, place, engine),
+            **measure_overlaps({"leakage": collect_sequences(validation, engine), **sought}, train, place, engine),
         }
-        if evaluation is not None:
-            metrics["contamination"] = measure_overlap(evaluation, train, place, engine)
         if params.max_leakage is not None and metrics["leakage"] > params.max_leakage:
             raise DataError(
                 f"{metrics['leakage']:.2%} of validation's sequences of 13 words occur in the training text, more than "

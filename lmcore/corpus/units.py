@@ -36,7 +36,10 @@ class Unit:
     def read(self) -> Iterator[Document | Rejection]:
         """Every document, in order; what cannot be read as a rejection. Nothing but a document is in memory."""
         for file in self.files:
-            yield from read_file(file)
+            try:
+                yield from read_file(file)
+            except FileNotFoundError:
+                raise ArtifactError(f"{file.path} was removed while the stage ran: {REMEDY}") from None
 
 
 def list_units(raw: Path, layout: Layout) -> list[Unit]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcore.corpus import overlap
-from lmcore.corpus.overlap import collect_sequences, hash_sequences, measure_overlap, split_runs
+from lmcore.corpus.overlap import collect_sequences, hash_sequences, measure_overlaps, split_runs
 from lmcore.workers import HERE
 
 
@@ -26,7 +26,10 @@ class Part:
 def measure_leakage(validation: list[list[str]], train: list[list[str]]) -> float:
     with tempfile.TemporaryDirectory() as place:
         sequences = collect_sequences([*map(Part, validation)], HERE)
-        return measure_overlap(sequences, [*map(Part, train)], Path(place), HERE)
+        samples = {"sought": sequences, "nothing": sequences[:0]}
+        found = measure_overlaps(samples, [*map(Part, train)], Path(place), HERE)
+        assert found["nothing"] == 0
+        return found["sought"]
 
 
 def collect_plainly(texts: list[str]) -> set[tuple[bytes, ...]]:

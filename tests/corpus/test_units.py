@@ -156,3 +156,11 @@ def test_a_limit_that_is_raised_goes_on_with_what_was_done(make_raw, tmp_path, m
     monkeypatch.setattr(survey_module, "read_normalised", None)
     monkeypatch.setattr(prepare_module, "read_normalised", None)
     assert run(make_params(), raw, tmp_path / "documents")[0]["kept"] == 2
+
+
+def test_a_file_that_vanishes_is_one_line(make_raw):
+    raw = make_raw({"a.txt": b"text"})
+    (unit,) = units.list_units(raw, Layout())
+    (raw / "files/a.txt").unlink()
+    with pytest.raises(ArtifactError, match=r"raw/files/a\.txt was removed while the stage ran: run the down"):
+        list(unit.read())

@@ -60,7 +60,9 @@ class Project:
             "train": train.model_dump(),
             "hardware": {
                 **dict.fromkeys(HardwareParams.model_fields),
-                **{"profile": "cpu", "workers": "auto", "data_engine": "local"},
+                "profile": "cpu",
+                "workers": "auto",
+                "data_engine": "local",
             },
             "profiles": {"cpu": PROFILE},
         }
