@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -130,6 +131,17 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
     with write_file(path) as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.tobytes())
+
+
+def read_array_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """The shape and the type that a .npy file begins with; `file` is then at its numbers. Raises ValueError."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        shape, _, dtype = read(file)
+    except (tokenize.TokenError, SyntaxError) as error:  # numpy reads the header as Python
+        raise ValueError(error) from None
+    return shape, dtype
 
 
 def copy_fast(source: Path, target: Path) -> None:

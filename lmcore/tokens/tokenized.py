@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lmcore.errors import DataError, ParameterError
-from lmcore.files import named_path, read_json, sha256_file, write_folder
+from lmcore.files import named_path, read_array_header, read_json, sha256_file, write_folder
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokens.shards import MANIFEST, REMEDY
 from lmcore.tokens.verified import VerifiedFiles
@@ -69,11 +69,10 @@ def find_tokenized(name: str) -> dict[str, list[Path]]:
         )
     found: dict[str, list[Path]] = {"train": [], "validation": []}
     sets: dict[str, set[str]] = {"train": set(), "validation": set()}
-    for path in sorted(folder.iterdir()):
-        if match := NAME.fullmatch(path.name):
-            split = SPLITS[match["split"]]
-            found[split].append(path)
-            sets[split].add(match["set"] + match["format"])
+    for path, match in match_files(folder):
+        split = SPLITS[match["split"]]
+        found[split].append(path)
+        sets[split].add(match["set"] + match["format"])
     for split, paths in found.items():
         if not paths:
             short = "val" if split == "validation" else split
@@ -89,17 +88,27 @@ def find_tokenized(name: str) -> dict[str, list[Path]]:
     return found
 
 
+def match_files(folder: Path) -> Iterator[tuple[Path, re.Match[str]]]:
+    """The files in `folder` that are named as tokens, sorted, each with what its name says."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and (match := NAME.fullmatch(path.name)):
+            yield path, match
+
+
 def find_changed_tokens(folder: Path) -> list[str]:
-    """The files that the shards in `folder` were taken from and that are gone or no longer the same, sorted."""
+    """The files that the shards in `folder` were taken from and that are gone or no longer the same, and new ones."""
     tokenized = read_json(folder / MANIFEST, REMEDY).get("tokenized")
     if tokenized is None:
         return []
-    listed = [(named_path(tokenized["path"]) / entry["file"], entry) for entry in tokenized["files"]]
-    return sorted(
-        entry["file"]
-        for path, entry in listed
-        if not path.is_file() or path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]
-    )
+    place = named_path(tokenized["path"])
+    listed = {entry["file"]: (entry["bytes"], entry["sha256"]) for entry in tokenized["files"]}
+    found = {path.name: path for path, _ in match_files(place)} if place.is_dir() else {}
+    changed = {
+        name
+        for name in listed.keys() & found.keys()
+        if found[name].stat().st_size != listed[name][0] or sha256_file(found[name]) != listed[name][1]
+    }
+    return sorted(changed | (listed.keys() ^ found.keys()))
 
 
 def trim(chunks: Iterator[NDArray[np.int64]], end_of_text: int) -> Iterator[NDArray[np.int64]]:
@@ -161,9 +170,7 @@ class TokenFile:
 
     def _read_array(self, file: BinaryIO) -> Iterator[NDArray[np.integer]]:
         try:
-            major, _ = np.lib.format.read_magic(file)
-            form = np.lib.format
-            shape, _, dtype = (form.read_array_header_1_0 if major == 1 else form.read_array_header_2_0)(file)
+            shape, dtype = read_array_header(file)
         except ValueError as error:
             raise DataError(f"{self.path} is no .npy file ({error})") from None
         if len(shape) != 1 or dtype.kind not in "iu":

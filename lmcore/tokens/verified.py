@@ -1,6 +1,7 @@
 """Arrays that were read through once, and what was found: no start reads them again unless they were touched."""
 
 import hashlib
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lmcore.errors import ArtifactError
+from lmcore.files import read_array_header
 from lmcore.progress import BytesProgress
 
 VERIFIED = Path(".cache/verified")  # in the project's root
@@ -17,6 +19,7 @@ CHUNK_BYTES = 1 << 20  # of whole numbers, whatever their type
 # The clock of a file system ticks every few milliseconds: a file that is read in the tick of its last change could be
 # changed again and keep its time. Git knows such entries as racily clean.
 TICK_NS = 20_000_000
+NAME = re.compile(r"(?P<identity>\d+-\d+-\d+-\d+)\.(?P<largest>-1|\d+)\.(?P<sha256>[0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class VerifiedFiles:
     def _known(self) -> dict[str, Contents]:
         """The contents by `_identify`."""
         names = [path.name for path in self._folder.iterdir()] if self._folder and self._folder.is_dir() else []
-        split = [name.rsplit(".", 2) for name in names]
-        return {identity: Contents(sha256, int(largest)) for identity, largest, sha256 in split}
+        matches = filter(None, map(NAME.fullmatch, names))  # what others put there says nothing
+        return {match["identity"]: Contents(match["sha256"], int(match["largest"])) for match in matches}
 
     def examine(self, path: Path) -> Contents:
         """The contents of the file at `path`, which is read unless they are known."""
@@ -91,8 +94,7 @@ def _read(path: Path) -> Contents:
     """One pass over the file, a megabyte at a time. What is no .npy file has no numbers."""
     with path.open("rb") as file:
         try:
-            np.lib.format.read_magic(file)
-            dtype = np.lib.format.read_array_header_1_0(file)[2]
+            _, dtype = read_array_header(file)
         except ValueError:
             dtype = np.dtype("V1")
         header = file.tell()

@@ -143,6 +143,15 @@ def promise_more(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
 
 
+def open_the_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"}", b" ", 1))
+
+
+def make_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def name_another(path: Path) -> None:
     path.unlink()
     path.with_name("training.bin").touch()
@@ -170,6 +179,7 @@ def add_another(path: Path) -> None:
             ParameterError,
             r"^encode\.tokenized='.*': no train tokens in .*: there must be train\.bin, tr",
         ),
+        (0, make_a_folder, ParameterError, r"no train tokens in .*: there must be train\.bin, tr"),
         (0, add_another, ParameterError, r"train\.bin and train\.txt could both be the train tokens: keep one of them"),
         (1, promise_more, DataError, r"is damaged: its header promises 3 tokens of uint16, 4 bytes follow"),
         (1, lambda path: write_llmc(path, [1], version=2), DataError, r"llm\.c's version 2 of 20240520 is none that"),
@@ -186,6 +196,7 @@ def add_another(path: Path) -> None:
             r"holds float64 \(2, 2\): must be whole numbers in",
         ),
         (3, lambda path: path.write_bytes(b"text"), DataError, r"train\.npy is no \.npy file"),
+        (3, open_the_header, DataError, r"train\.npy is no \.npy file"),
         (4, lambda path: path.write_text("1 2\nthree"), DataError, r"'three' at position 2 \(from 0\) is no token id"),
         (
             4,
@@ -231,6 +242,8 @@ def test_files_that_changed_since_are_found(tmp_path: Path) -> None:
     assert find_changed_tokens(tmp_path / "tokens") == []
     write_nanogpt(path, [1, 2, 4])
     path.with_name("val.bin").unlink()
-    assert find_changed_tokens(tmp_path / "tokens") == ["train.bin", "val.bin"]
+    write_nanogpt(path.with_name("train_2.bin"), [5])
+    path.with_name("notes.md").touch()
+    assert find_changed_tokens(tmp_path / "tokens") == ["train.bin", "train_2.bin", "val.bin"]
     write_json(tmp_path / "tokens" / "manifest.json", {"splits": {}})
     assert find_changed_tokens(tmp_path / "tokens") == []

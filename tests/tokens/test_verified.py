@@ -46,7 +46,9 @@ def test_one_pass_finds_checksum_and_largest(tmp_path: Path, count: int) -> None
 
 
 def test_what_is_no_array_has_a_checksum(tmp_path: Path) -> None:
-    for content in (b"", b"\x93NUMPY", b"text"):
+    save(tmp_path / "a.npy", [1])
+    no_end = (tmp_path / "a.npy").read_bytes().replace(b"}", b" ", 1)
+    for content in (b"", b"\x93NUMPY", b"text", no_end):
         (tmp_path / "a.npy").write_bytes(content)
         assert VerifiedFiles().examine(tmp_path / "a.npy") == Contents(hashlib.sha256(content).hexdigest(), -1)
 
@@ -89,6 +91,15 @@ def test_what_a_file_was_before_is_forgotten(tmp_path: Path) -> None:
         save(path, [number])
         VerifiedFiles(memory).examine(path)
         assert len(list(memory.iterdir())) == 1
+
+
+def test_what_others_put_there_is_passed_over(tmp_path: Path, reads: list[str]) -> None:
+    contents, memory = save(tmp_path / "a.npy", [1]), tmp_path / "memory"
+    VerifiedFiles(memory).examine(tmp_path / "a.npy")
+    for name in (".DS_Store", "a.b.c", f"{next(memory.iterdir()).name}~"):
+        (memory / name).touch()
+    assert VerifiedFiles(memory).examine(tmp_path / "a.npy") == contents
+    assert reads == ["a.npy"]
 
 
 def test_encode_remembers_what_it_has_written(tmp_path: Path, reads: list[str]) -> None:
