@@ -57,6 +57,7 @@ def examine(root: Path) -> Iterator[Finding]:
     yield from _find_changed_text(root / "data" / "raw")
     yield from _find_changed_tokens(root / "data" / "tokens")
     yield from _find_git_state(root)
+    yield from _find_torn_lock(root / "dvc.lock")
     yield from _find_dvc_lock(root)
     yield from _find_leftovers(root)
 
@@ -165,7 +166,7 @@ def _go_on(changes: list[Change]) -> str:
 
 
 def _spell_settings(change: Change) -> list[str]:
-    """A change in the words of `dvc exp run -S`, which adds to the names that a key has unless it is emptied first."""
+    """A change in the words of `dvc exp run -S`, which keeps the names that a key has unless it is emptied first."""
     name = f"{change.section}.{change.key}"
     if isinstance(change.new, dict):
         entries = ",".join(f"{key}:{json.dumps(value)}" for key, value in change.new.items())
@@ -215,6 +216,17 @@ def _find_git_state(root: Path) -> Iterator[Finding]:
         yield Finding(f"git: {changed} files differ from commit {commit}: what runs now has no commit", "git commit -a")
     else:
         yield Finding(f"git: nothing differs from commit {commit}")
+
+
+def _find_torn_lock(path: Path) -> Iterator[Finding]:
+    """DVC writes dvc.lock in place: a kill -9 or a power cut at that moment leaves it empty or cut off."""
+    try:
+        whole = not path.exists() or "schema" in read_params(path)
+    except ParameterError:
+        whole = False
+    if not whole:
+        remedy = f"git checkout {path.name}, then dvc repro, which has what was done from DVC's cache"
+        yield Finding(f"{path.name} is damaged, and DVC will not start", remedy, needs_user=True)
 
 
 def _find_dvc_lock(root: Path) -> Iterator[Finding]:

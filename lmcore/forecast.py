@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lmcore.errors import ParameterError
-from lmcore.files import named_path
 from lmcore.hardware import Hardware, HardwareParams, resolve_hardware
 from lmcore.machine import measure_peak_flops
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.params import parse_section
-from lmcore.tokenizer.load import TokenizerParams, load_tokenizer
+from lmcore.tokenizer.load import TokenizerParams, load_named
 from lmcore.train.memory import MemoryEstimate, estimate_memory, fit_to_memory
 from lmcore.train.schedule import estimate_flops, plan_schedule
 from lmcore.train.settings import TrainParams
@@ -89,7 +88,7 @@ def expect_vocabulary(params: TokenizerParams) -> int:
             assert params.name is not None
             if published := PUBLISHED_VOCABULARIES.get(params.name):
                 return published + len(params.special_tokens)
-            return load_tokenizer(named_path(params.name)).reserve(params.special_tokens).vocab_size
+            return load_named(params.name).reserve(params.special_tokens).vocab_size
         case "byte":
             return BYTE_VOCABULARY + len(params.special_tokens)
         case "char":

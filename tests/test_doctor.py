@@ -248,3 +248,16 @@ class TestLeftovers:
         subprocess.run(second.remedy, shell=True, check=True, cwd=project)
         assert (project / "data" / "raw").is_dir()
         assert not place.exists()
+
+
+@pytest.mark.parametrize("content", ["", "schema: '2.0'\nstages:\n  download:\n    cmd: [", "stages: {}\n"])
+def test_a_lock_file_that_was_cut_off(project: Path, content: str) -> None:
+    (project / "dvc.lock").write_text("schema: '2.0'\n")
+    git(project, "add", ".")
+    git(project, "commit", "--message=lock")
+    assert found(project) == []
+    (project / "dvc.lock").write_text(content)
+    [problem] = [finding for finding in found(project) if finding.needs_user]
+    assert problem.text == "dvc.lock is damaged, and DVC will not start"
+    assert problem.remedy is not None
+    assert problem.remedy.startswith("git checkout dvc.lock")

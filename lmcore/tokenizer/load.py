@@ -88,7 +88,7 @@ def _train(params: TokenizerParams, texts: Iterable[list[str]]) -> Tokenizer:
             return ByteTokenizer.create()
         case "pretrained":
             assert params.name is not None
-            return load_tokenizer(named_path(params.name)) if is_folder(params.name) else fetch_pretrained(params.name)
+            return load_named(params.name) if is_folder(params.name) else fetch_pretrained(params.name)
 
 
 def is_folder(name: str | None) -> bool:
@@ -96,18 +96,27 @@ def is_folder(name: str | None) -> bool:
     return name is not None and "/" in name
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`, ours or another's. Raises ArtifactError for a missing, damaged or unsuitable file."""
+def load_named(name: str) -> Tokenizer:
+    """The tokenizer in the folder that `train_tokenizer.name` is. Raises ArtifactError as `load_tokenizer` does."""
+    files = f"{FILE_NAME}, vocab.json and merges.txt, or encoder.json and vocab.bpe, each whole"
+    return load_tokenizer(named_path(name), f"train_tokenizer.name={name} must be a folder with {files}")
+
+
+def load_tokenizer(folder: Path, remedy: str = REMEDY) -> Tokenizer:
+    """The tokenizer in `folder`, ours or another's.
+
+    Raises ArtifactError for an unsuitable file, and with `remedy` for a missing or damaged one.
+    """
     path = folder / FILE_NAME
     pair = None if path.exists() else find_pair(folder)
     try:
         if pair is not None:
             path = pair[0]
-            return adopt_tokenizer(path, define_pair(read_json(path, REMEDY), pair[1].read_text(encoding="utf-8")))
-        definition = read_json(path, REMEDY)
+            return adopt_tokenizer(path, define_pair(read_json(path, remedy), pair[1].read_text(encoding="utf-8")))
+        definition = read_json(path, remedy)
         for kind in (ByteTokenizer, CharTokenizer, BpeTokenizer):
             if kind.has_written(definition):
                 return kind(path.read_bytes())
         return adopt_tokenizer(path, definition)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} is damaged ({type(error).__name__}: {error}): {REMEDY}") from None
+        raise ArtifactError(f"{path} is damaged ({type(error).__name__}: {error}): {remedy}") from None
