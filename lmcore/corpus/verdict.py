@@ -96,10 +96,10 @@ class Judge:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in self.rejected.most_common())
         account = f"{rejected:,} of {self.documents:,} documents rejected ({counts}), e.g. {', '.join(self._examples)}"
         if self.kept == 0:
-            raise DataError(f"the corpus is empty: {account}; mend these files or give others (download.path)")
+            raise DataError(f"the corpus is empty: {account}; mend these files, give others or loosen prepare's rules")
         # What a damaged file would have held is not known by number.
         if rejected > limit * self.documents or self._lost_bytes > limit * (self.kept_bytes + self._lost_bytes):
-            remedy = "mend or remove these files, or raise that limit"
+            remedy = "mend or remove these files, loosen the rule that rejects them, or raise that limit"
             raise DataError(f"{account}; more than prepare.max_rejected_fraction={limit:g} allows: {remedy}")
 
 

@@ -171,13 +171,13 @@ def test_rows_of_a_table_are_documents_with_their_place(make_raw, tmp_path):
             {"a.txt": b" ", "b.txt": b"\xff"},
             {},
             r"^the corpus is empty: 2 of 2 documents rejected \(empty 1, not_utf8 1\), "
-            r"e.g. a.txt: empty, b.txt: not_utf8; mend these files or give others",
+            r"e.g. a.txt: empty, b.txt: not_utf8; mend these files, give others or loosen",
         ),
         (
             MIXED,
             {"max_rejected_fraction": 0.3},
             r"^4 of 11 documents rejected \(empty 1, .*\), e.g. b/blank.txt: empty, .*; more than "
-            r"prepare.max_rejected_fraction=0.3 allows: mend or remove these files, or raise that limit$",
+            r"prepare.max_rejected_fraction=0.3 allows: mend or remove these files, loosen the rule .*, or raise that limit$",
         ),
         (
             {"a.txt": b"alone"},
