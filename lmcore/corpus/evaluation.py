@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.corpus.documents import Document, Rejection, batch
-from lmcore.corpus.formats import Layout, RawFile, read_file, read_records
+from lmcore.corpus.formats import LINES, Layout, RawFile, read_file, read_records
 from lmcore.corpus.overlap import SEQUENCE_WORDS, Hashes, collect_sequences
 from lmcore.errors import DataError, ParameterError
 from lmcore.files import named_path
@@ -22,7 +22,7 @@ class Evaluation:
     def read(self) -> Iterator[list[str]]:
         """The texts, a batch at a time. Raises DataError where one cannot be read."""
         file = RawFile(self.path, self.path.name, Layout(), self.path.stat().st_size)
-        for items in batch(read_file(file, _read_strings if file.kind in {".jsonl", ".ndjson"} else None)):
+        for items in batch(read_file(file, _read_strings if file.kind in LINES else None)):
             for item in items:
                 if isinstance(item, Rejection):
                     place = self.path if item.row is None else f"{self.path}:{item.row}"

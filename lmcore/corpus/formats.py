@@ -57,8 +57,9 @@ class RawFile:
     path: Path
     name: str
     layout: Layout
-    size: int  # bytes
-    groups: tuple[int, int] | None = None  # of a parquet file, which row groups: [first, end)
+    size: int  # bytes, of the part where it is one
+    part: tuple[int, int] | None = None  # [first, end): which row groups of a parquet file, which bytes of JSON lines
+    rows_before: int = 0  # the part
     kind: str = field(init=False)  # its suffix without that of the compression
     compression: str | None = field(init=False)
 
@@ -85,7 +86,13 @@ class RawFile:
             return Rejection(self.name, row, "not_utf8", len(raw), excerpt(raw[:HEAD_BYTES].decode(errors="replace")))
 
     def read_bytes(self) -> Iterator[bytes]:
-        """The file's bytes, decompressed, a chunk at a time."""
+        """The bytes of the file, decompressed, or of its part, a chunk at a time."""
+        if self.part is not None:
+            with self.path.open("rb") as file:
+                file.seek(self.part[0])
+                for place in range(*self.part, CHUNK_BYTES):
+                    yield file.read(min(CHUNK_BYTES, self.part[1] - place))
+            return
         with pa.input_stream(str(self.path), compression=self.compression) as stream:
             while chunk := stream.read(CHUNK_BYTES):
                 yield chunk
@@ -144,7 +151,7 @@ def _read_json_lines(file: RawFile) -> Iterator[Document | Rejection]:
 
 def read_records(file: RawFile) -> Iterator[tuple[int, Any]]:
     """The JSON value on each line of a file with its row; a Rejection in place of what is none."""
-    for row, line in enumerate(split(to_utf8(file.read_bytes()), b"\n"), 1):
+    for row, line in enumerate(split(to_utf8(file.read_bytes()), b"\n"), file.rows_before + 1):
         if line is None:
             yield row, Rejection(file.name, row, "too_long", MAX_DOCUMENT_BYTES, "")
         elif line.strip():
@@ -198,9 +205,8 @@ def _read_parquet(file: RawFile) -> Iterator[Document | Rejection]:
     with pq.ParquetFile(source) as parquet:
         if not has_text(parquet.schema_arrow, name):
             raise UnreadableError("no_text")
-        first, end = file.groups or (0, parquet.num_row_groups)
-        row = sum(parquet.metadata.row_group(group).num_rows for group in range(first))
-        for group in parquet.iter_batches(PARQUET_ROWS, row_groups=range(first, end), columns=[name]):
+        row, groups = file.rows_before, range(*file.part or (parquet.num_row_groups,))
+        for group in parquet.iter_batches(PARQUET_ROWS, row_groups=groups, columns=[name]):
             column = group.column(0)
             if pa.types.is_dictionary(column.type):
                 column = column.dictionary_decode()
@@ -219,13 +225,20 @@ def has_text(schema: pa.Schema, name: str) -> bool:
     return kind in (*TEXT_TYPES, pa.null())
 
 
+LINES = {".jsonl", ".ndjson"}
 READERS = {
-    ".jsonl": _read_json_lines,
-    ".ndjson": _read_json_lines,
+    **dict.fromkeys(LINES, _read_json_lines),
     ".csv": _read_table,
     ".tsv": _read_table,
     ".parquet": _read_parquet,
 }
+
+
+def is_wide(file: RawFile) -> bool:
+    """Whether the file's byte order mark says UTF-16 or UTF-32, where a line's end is more than a byte."""
+    with file.path.open("rb") as stream:
+        head = stream.read(max(map(len, ENCODINGS)))
+    return any(head.startswith(mark) for mark, codec in ENCODINGS.items() if codec != "utf-8-sig")
 
 
 def to_utf8(chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Raw text in units of work: some small files, one large file, or some row groups of a parquet file."""
+"""Raw text in units of work: some small files, one large file, or a part of a parquet file or of JSON lines."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.corpus.documents import Document, Rejection
-from lmcore.corpus.formats import Layout, RawFile, has_text, read_file
+from lmcore.corpus.formats import CHUNK_BYTES, LINES, Layout, RawFile, has_text, is_wide, read_file
 from lmcore.errors import ArtifactError
 from lmcore.files import read_json
 
@@ -70,25 +70,49 @@ def _list_files(raw: Path, entries: Iterator[dict[str, Any]], layout: Layout) ->
             size = path.stat().st_size
         except FileNotFoundError:
             raise ArtifactError(f"{path} does not exist, though {raw}/manifest.json lists it: {REMEDY}") from None
-        file = RawFile(path, entry["path"], layout, size)
-        yield from _cut_parquet(file) if file.kind == ".parquet" and file.compression is None else [file]
+        yield from _cut(RawFile(path, entry["path"], layout, size))
+
+
+def _cut(file: RawFile) -> Iterator[RawFile]:
+    """The file in parts of about UNIT_BYTES, where its kind can be read from the middle."""
+    if file.kind == ".parquet" and file.compression is None:
+        yield from _cut_parquet(file)
+    elif file.kind in LINES and file.compression is None and file.size > UNIT_BYTES and not is_wide(file):
+        yield from _cut_lines(file)
+    else:
+        yield file
 
 
 def _cut_parquet(file: RawFile) -> Iterator[RawFile]:
-    """The file in runs of row groups of about UNIT_BYTES; whole where it cannot be read, which its reader will say."""
+    """The file in runs of row groups; whole where it cannot be read, which its reader will say."""
     try:
         with pq.ParquetFile(file.path) as parquet:
             is_readable = has_text(parquet.schema_arrow, file.layout.text_field)
-            sizes = [parquet.metadata.row_group(group).total_byte_size for group in range(parquet.num_row_groups)]
+            groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
     except (pa.ArrowException, OSError):
-        is_readable, sizes = False, []
+        is_readable, groups = False, []
     if not is_readable:
         yield file
         return
-    first, size = 0, 0
-    for group, group_size in enumerate(sizes):
-        if group > first and size + group_size > UNIT_BYTES:
-            yield replace(file, size=size, groups=(first, group))
-            first, size = group, 0
-        size += group_size
-    yield replace(file, size=size, groups=(first, len(sizes)))
+    first = rows = rows_before = size = 0
+    for number, group in enumerate(groups):
+        if number > first and size + group.total_byte_size > UNIT_BYTES:
+            yield replace(file, size=size, part=(first, number), rows_before=rows_before)
+            first, rows_before, size = number, rows, 0
+        rows += group.num_rows
+        size += group.total_byte_size
+    yield replace(file, size=size, part=(first, len(groups)), rows_before=rows_before)
+
+
+def _cut_lines(file: RawFile) -> Iterator[RawFile]:
+    """The file in runs of whole lines. They are counted here, 2 GB a second: a row keeps its number."""
+    first = rows = rows_before = place = 0
+    with file.path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            end = chunk.find(b"\n", max(0, first + UNIT_BYTES - place)) + 1
+            if end and place + end < file.size:
+                yield replace(file, size=place + end - first, part=(first, place + end), rows_before=rows_before)
+                first, rows_before = place + end, rows + chunk.count(b"\n", 0, end)
+            rows += chunk.count(b"\n")
+            place += len(chunk)
+    yield replace(file, size=place - first, part=(first, place), rows_before=rows_before)

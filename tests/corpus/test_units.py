@@ -164,3 +164,21 @@ def test_a_file_that_vanishes_is_one_line(make_raw):
     (raw / "files/a.txt").unlink()
     with pytest.raises(ArtifactError, match=r"raw/files/a\.txt was removed while the stage ran: run the down"):
         list(unit.read())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n\n"])
+def test_parts_of_json_lines_are_the_whole(make_raw, monkeypatch, encoding, end):
+    lines = [json.dumps({"text": f"é line {number} " * (number % 7)}, ensure_ascii=False) for number in range(60)]
+    lines[20:20] = ["", "{broken", '{"other": 1}', '"\\udc00"']
+    raw = make_raw({"a.jsonl": ("\n".join(lines) + end).encode(encoding)})
+    (whole,) = units.list_units(raw, Layout())
+    for size in (1, 50, 300, 3000):
+        monkeypatch.setattr(units, "UNIT_BYTES", size)
+        for chunk in (7, 64, 1 << 20):
+            monkeypatch.setattr(units, "CHUNK_BYTES", chunk)
+            parts = units.list_units(raw, Layout())
+            assert [item for part in parts for item in part.read()] == list(whole.read())
+            assert sum(part.size for part in parts) == whole.size
+            if encoding.startswith("utf-8") and size < 300 and chunk < 100:
+                assert len(parts) > 5
