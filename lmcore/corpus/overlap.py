@@ -34,10 +34,10 @@ class Readable(Protocol):
 
 def collect_sequences(parts: Sequence[Readable], engine: Engine) -> Hashes:
     """The hashes of the distinct sequences of 13 words, sorted: the smallest of many, which is a fair sample."""
-    sample: Hashes = np.empty(0, np.uint64)
+    smallest = Smallest()
     for hashes in engine.map(sample_sequences, parts):
-        sample = _sort_distinct(np.concatenate([sample, hashes]))[:SEQUENCE_SAMPLE]
-    return sample
+        smallest.add(hashes)
+    return smallest.take()
 
 
 def measure_overlaps(
@@ -60,10 +60,34 @@ def measure_overlaps(
 
 def sample_sequences(part: Readable) -> Hashes:
     """The smallest hashes of sequences in `part`, at most SEQUENCE_SAMPLE, sorted."""
-    sample: Hashes = np.empty(0, np.uint64)
+    smallest = Smallest()
     for hashes in _iterate_hashes(part.read()):
-        sample = _sort_distinct(np.concatenate([sample, hashes]))[:SEQUENCE_SAMPLE]
-    return sample
+        smallest.add(hashes)
+    return smallest.take()
+
+
+class Smallest:
+    """The smallest distinct hashes of many, at most SEQUENCE_SAMPLE; memory holds two or three times as many."""
+
+    def __init__(self) -> None:
+        self._sample: Hashes = np.empty(0, np.uint64)
+        self._waiting: list[Hashes] = []
+        self._waiting_count = 0
+
+    def add(self, hashes: Hashes) -> None:
+        """Some more, in any order."""
+        if len(self._sample) == SEQUENCE_SAMPLE:
+            hashes = hashes[hashes < self._sample[-1]]
+        self._waiting.append(hashes)
+        self._waiting_count += len(hashes)
+        if self._waiting_count >= SEQUENCE_SAMPLE:  # to sort all of them for each few took most of the time
+            self.take()
+
+    def take(self) -> Hashes:
+        """Those that are the smallest so far, sorted."""
+        self._sample = _sort_distinct(np.concatenate([self._sample, *self._waiting]))[:SEQUENCE_SAMPLE]
+        self._waiting, self._waiting_count = [], 0
+        return self._sample
 
 
 def find_sequences(part: Readable, *, samples: Mapping[str, Path]) -> dict[str, NDArray[np.uint8]]:
