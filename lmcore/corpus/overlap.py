@@ -17,6 +17,7 @@ SEQUENCE_WORDS = 13  # GPT-3's measure of contamination (Brown et al. 2020, appe
 SEQUENCE_SAMPLE = 1 << 20  # of validation's sequences: all of them in a validation text below some 5 MB
 RUN_CHARACTERS = 1 << 17  # the arrays for a run fit into a core's cache: 1.3 times as fast as a million
 WORD_BYTES = 4 * RUN_CHARACTERS  # a longer word has more characters than a run, and so ends one
+LOOK_UP_AT_ONCE = 1 << 19  # sorted, so many go through the sample in its order, where few would jump about in it
 BEGIN_BITS = 24  # of a hash, by which most of those that nobody seeks are known
 BEGIN_SHIFT = np.uint64(64 - BEGIN_BITS)
 BLANK = re.compile(r"[ \t\n\r\v\f]")  # what bytes.split() splits at
@@ -95,23 +96,34 @@ def find_sequences(part: Readable, *, samples: Mapping[str, Path]) -> dict[str, 
     searches = {name: Search(np.load(path)) for name, path in samples.items()}
     for hashes in _iterate_hashes(part.read()):
         for search in searches.values():
-            search.look_up(hashes)
-    return {name: np.packbits(search.found) for name, search in searches.items()}
+            search.add(hashes)
+    return {name: np.packbits(search.take()) for name, search in searches.items()}
 
 
 class Search:
     """Which of the `sought` hashes, sorted and distinct, have been seen."""
 
     def __init__(self, sought: Hashes) -> None:
-        self.sought, self.found = sought, np.zeros(len(sought), bool)
+        self._sought, self._found = sought, np.zeros(len(sought), bool)
         self._begins = np.zeros(1 << BEGIN_BITS, bool)
         self._begins[sought >> BEGIN_SHIFT] = True
+        self._waiting: list[Hashes] = []
+        self._waiting_count = 0
 
-    def look_up(self, hashes: Hashes) -> None:
-        """See these hashes."""
-        hashes = np.sort(hashes[self._begins[hashes >> BEGIN_SHIFT]])  # sorted ones are looked up twice as fast
-        places = np.minimum(np.searchsorted(self.sought, hashes), len(self.sought) - 1)
-        self.found[places[self.sought[places] == hashes]] = True
+    def add(self, hashes: Hashes) -> None:
+        """See these hashes, in any order."""
+        self._waiting.append(hashes[self._begins[hashes >> BEGIN_SHIFT]])
+        self._waiting_count += len(self._waiting[-1])
+        if self._waiting_count >= LOOK_UP_AT_ONCE:
+            self.take()
+
+    def take(self) -> NDArray[np.bool_]:
+        """A mark for each that was seen so far."""
+        hashes = np.sort(np.concatenate([np.empty(0, np.uint64), *self._waiting]))
+        self._waiting, self._waiting_count = [], 0
+        places = np.minimum(np.searchsorted(self._sought, hashes), len(self._sought) - 1)
+        self._found[places[self._sought[places] == hashes]] = True
+        return self._found
 
 
 def _sort_distinct(hashes: Hashes) -> Hashes:
