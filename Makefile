@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test check format ui plots clean
+.PHONY: help setup services repro test check format ui plots clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,11 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -qq --disable-pip-version-check --constraint requirements.lock --editable '.[hf,dev]'
 	@touch $(READY)
+
+services:  ## as root, on Debian or Ubuntu: the programs without which some tests are skipped
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+		chromium chromium-driver openssh-server postgresql >/dev/null
 
 repro: $(READY)  ## run the pipeline: what changed, and only that
 	dvc repro
