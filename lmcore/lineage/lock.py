@@ -173,6 +173,8 @@ def _read_locked(name: str, record: Mapping[str, Any]) -> LockedStage:
 
 
 def _read_entry(record: Mapping[str, Any]) -> Entry:
+    if "md5" not in record:
+        raise ArtifactError(f"{LOCK}: {record['path']} has no MD5, and lmcore knows files by it alone: copy it in")
     return Entry(record["path"], record["md5"], record.get("size"), record.get("nfiles"))
 
 

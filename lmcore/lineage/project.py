@@ -30,6 +30,8 @@ class Content:
 
 def read_content(path: Path) -> Content:
     """Both checksums in one pass, a megabyte at a time."""
+    if path.exists() and not path.is_file():
+        return Content(0, "", "", "neither a file nor a folder")
     md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
     try:
         with path.open("rb") as file:
@@ -173,4 +175,7 @@ class Project:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    try:
+        return path.stat().st_size
+    except OSError:  # gone meanwhile, or not for us to see: reading it says so
+        return 0

@@ -81,15 +81,16 @@ def _render_verification(found: Verification) -> Iterator[str]:
         if artefact.faults:
             yield f"{'':12}  =>  {artefact.remedy}"
     yield from map(str, found.mismatches)
-    rate = found.bytes / max(found.seconds, 1e-9)
-    yield f"read {_count_files(found.files)}, {show_bytes(found.bytes)}, in {found.seconds:.1f} s ({show_bytes(rate)}/s)"
+    rate = show_bytes(found.bytes / max(found.seconds, 1e-9))
+    yield f"read {_count_files(found.files)}, {show_bytes(found.bytes)}, in {found.seconds:.1f} s ({rate}/s)"
 
 
 def _render_subject(subject: Mapping[str, Any]) -> Iterator[str]:
     if (sample := subject.get("sample")) is not None:
         yield _label("prompt", repr(sample["prompt"]))
         yield from _wrap("text", repr(sample["text"][len(sample["prompt"]) :]))
-        yield _label("sample", f"{sample['sample']} of this prompt, {sample['tokens']} tokens, end {sample['finish']}")
+        end = f"{sample['tokens']} tokens, end {sample['finish']}"
+        yield _label("sample", f"{sample['sample']} of this prompt, {end}")
         yield _label("seed", f"{sample['seed']}, from sample.seed {sample['settings'].get('seed')}")
         settings = {name: value for name, value in sample["settings"].items() if name != "seed"}
         yield from _wrap("settings", "  ".join(f"{name}={value}" for name, value in settings.items()))

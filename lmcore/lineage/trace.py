@@ -1,6 +1,7 @@
 """From a result back to the bytes: the stages, what each read, and what no longer matches."""
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,7 +190,7 @@ def describe_records(records: Records, stages: set[str]) -> dict[str, Any]:
 
 
 def _describe_artefact(target: Target, state: State, records: Records, findings: Findings) -> None:
-    """What is known of the very file: a sample, a file of the corpus, metrics. Raises ParameterError for no such part."""
+    """What is known of the very file: a sample, a file of the corpus, metrics. Raises ParameterError for no part."""
     place = state.project.root / target.path
     findings.subject["path"] = target.path
     if target.path.endswith(".jsonl") and target.part is not None:
@@ -252,12 +253,12 @@ def _locate_run(
         )
         return *likely, ("train",)
     text = f"no commit and no experiment records run {key}, and {MODEL} is another's"
-    findings.mismatches.append(Mismatch("run", text, _train_again(wanted), "train"))
+    findings.mismatches.append(Mismatch("run", text, _train_again(wanted, present), "train"))
     return Pipeline({}, {}, {}), None, ()
 
 
 def _list_states(history: History, tracked: TrackedRun | None) -> Iterator[tuple[Commit, Pipeline]]:
-    """The states that may be a run's: the experiment that MLflow names, the others, and dvc.lock's commits."""
+    """The states that may be a run's: the experiment that MLflow names, others, dvc.lock's commits."""
     named = history.find_commit(tracked.experiment) if tracked and tracked.experiment else None
     candidates = [*([named] if named else []), *history.list_experiments()]
     for number, commit in enumerate([*candidates, *history.list_commits()]):
@@ -290,9 +291,12 @@ def _agree(wanted: Mapping[str, str], recorded: Mapping[str, str]) -> bool:
     return all(wanted.get(name) == recorded.get(name) for name in names)
 
 
-def _train_again(params: Mapping[str, str]) -> str:
-    settings = " ".join(f"-S {name}={value}" for name, value in params.items() if name.startswith(("model.", "train.")))
-    return f"dvc exp run {settings}".strip()
+def _train_again(wanted: Mapping[str, str], present: Pipeline) -> str:
+    """The command that trains with these parameters, by those that params.yaml has otherwise."""
+    current = describe_params(flatten(present.params))
+    names = sorted(name for name in wanted.keys() | current.keys() if name.startswith(("model.", "train.")))
+    settings = [f"{name}={wanted.get(name, 'null')}" for name in names if wanted.get(name) != current.get(name)]
+    return " ".join(["dvc exp run", *(f"-S {shlex.quote(setting)}" for setting in settings)]) if wanted else "dvc repro"
 
 
 def _compare_run(target: Target, records: Records, root: Path, findings: Findings) -> None:
