@@ -82,7 +82,7 @@ class Project:
         except DvcException as error:
             raise ArtifactError(f"DVC cannot open {root}: {' '.join(str(error).split())}") from None
         self.cache = Path(cache.path) if cache is not None and (root / ".dvc").exists() else None
-        self._contents: dict[Path, Content] = {}
+        self._contents: dict[tuple[int, int] | Path, Content] = {}  # hard links to one file are read once
         self._listings: dict[str, dict[str, Content]] = {}
 
     def list_files(self, path: str) -> list[str]:
@@ -103,20 +103,22 @@ class Project:
 
     def read_all(self, files: Iterable[Path], told: str) -> dict[Path, Content]:
         """What files hold, read side by side if it is not known yet; `told` names the work."""
-        files = list(files)
-        waiting = [file for file in files if file not in self._contents]
-        sizes = [_size(file) for file in waiting]
+        identities = {file: _identify(file) for file in files}
+        waiting = {identity: file for file, identity in identities.items() if identity not in self._contents}
+        sizes = [_size(file) for file in waiting.values()]
         if waiting:
             with ThreadPoolExecutor(THREADS) as pool, BytesProgress(told, sum(sizes)) as progress:
-                self._contents |= zip(waiting, progress.follow(pool.map(read_content, waiting), sizes), strict=True)
-        return {file: self._contents[file] for file in files}
+                found = progress.follow(pool.map(read_content, waiting.values()), sizes)
+                self._contents |= zip(waiting, found, strict=True)
+        return {file: self._contents[identity] for file, identity in identities.items()}
 
     def read(self, paths: Iterable[str], told: str) -> None:
         """Read what lies at `paths`, so that `contents` and `hash` know it."""
         listed = {path: self.list_files(path) for path in paths if path not in self._listings}
-        self.read_all([self.root / path / name for path, names in listed.items() for name in names], told)
+        files = [self.root / path / name for path, names in listed.items() for name in names]
+        contents = self.read_all(files, told)
         for path, names in listed.items():
-            self._listings[path] = {name: self._contents[self.root / path / name] for name in names}
+            self._listings[path] = {name: contents[self.root / path / name] for name in names}
 
     @property
     def bytes_read(self) -> int:
@@ -172,6 +174,15 @@ class Project:
             if md5 is not None and place is not None and place.is_file() and read_content(place).md5 == md5:
                 return place
         return None
+
+
+def _identify(path: Path) -> tuple[int, int] | Path:
+    """Device and inode; of what is not there its path."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path
+    return status.st_dev, status.st_ino
 
 
 def _size(path: Path) -> int:

@@ -36,17 +36,21 @@ class Records:
     @cached_property
     def corpus(self) -> dict[str, Any] | None:
         """data/raw's manifest: `sources` with url and licence, `files` with sha256 and bytes."""
-        return self._read(RAW, MANIFEST)
+        values = self._read(RAW, MANIFEST)
+        listed = values is not None and all(isinstance(values.get(name), list) for name in ("sources", "files"))
+        return values if listed else None
 
     @cached_property
     def tokens(self) -> dict[str, Any] | None:
         """data/tokens' manifest."""
-        return self._read(TOKENS, MANIFEST)
+        values = self._read(TOKENS, MANIFEST)
+        return values if values is not None and isinstance(values.get("splits"), dict) else None
 
     @cached_property
     def model(self) -> dict[str, Any] | None:
         """The model's lineage.json."""
-        return self._read(MODEL, LINEAGE)
+        values = self._read(MODEL, LINEAGE)
+        return values if is_lineage(values) else None
 
     @cached_property
     def tokenizer(self) -> str | None:
@@ -81,12 +85,12 @@ class Records:
 
     def _compare_model(self, lineage: Mapping[str, Any]) -> Iterator[Mismatch]:
         again = make_again("train")
-        for split, noted in (lineage.get("tokens") or {}).items():
+        for split, noted in lineage["tokens"].items():
             found = (self.token_fingerprints or {}).get(split)
             if found is not None and found != noted:
                 text = f"{MODEL} was trained with {split} tokens {noted[:12]}, {TOKENS} has {found[:12]}"
                 yield Mismatch("tokens", text, again, "train", MODEL)
-        noted = str(lineage.get("tokenizer"))
+        noted = lineage["tokenizer"]
         for path in (TOKENIZER, MODEL):
             found = self._hash(path, TOKENIZER_FILE)
             if found is not None and found != noted:
@@ -130,10 +134,19 @@ class Records:
         return None if found is None else sha256_file(found)
 
 
+def is_lineage(values: object) -> bool:
+    """Whether it is what training writes, in its outline."""
+    return (
+        isinstance(values, dict)
+        and all(isinstance(values.get(name), dict) for name in ("params", "tokens"))
+        and all(isinstance(values.get(name), str) for name in ("run_key", "tokenizer"))
+    )
+
+
 def compute_key(lineage: Mapping[str, Any]) -> str:
     """The key of the run that a lineage.json describes."""
     fingerprints = {name: value for name, value in lineage.items() if name not in NOT_IDENTITY}
-    return run_key({**(lineage.get("params") or {}), **fingerprints})
+    return run_key({**lineage["params"], **fingerprints})
 
 
 def list_origins(lineage: Mapping[str, Any]) -> list[dict[str, Any]]:

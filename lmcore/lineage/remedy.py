@@ -30,15 +30,16 @@ def make_again(stage: str) -> str:
     return f"dvc repro --force --single-item {stage}, then dvc repro"
 
 
-def find_bad_objects(project: Project, entry: Entry) -> tuple[list[str], list[str]] | None:
+def find_bad_objects(project: Project, entry: Entry) -> tuple[list[str], list[str]]:
     """The objects of an output that DVC's cache lacks, and those that are not what their names say, both by MD5.
 
-    None where the cache lacks the very list of a folder's files.
+    Where the list of a folder's files is lacking or damaged, it alone is known.
     """
     objects = [entry.md5] if entry.is_folder else []
     recorded = project.list_recorded(entry)
     if recorded is None:
-        return None
+        place = project.cached(entry.md5)
+        return ([], objects) if place is not None and place.is_file() else (objects, [])
     lacking, damaged = [], []
     for md5 in [*objects, *dict.fromkeys(recorded.values())]:
         place = project.cached(md5)
@@ -65,7 +66,7 @@ def restore(project: Project, history: History, pipeline: Pipeline, stage: str, 
     bad = find_bad_objects(project, entry)
     if bad == ([], []):
         return f"{remove}dvc checkout {path}"
-    damaged = "" if bad is None else "".join(f" {_show_object(project, md5)}" for md5 in bad[1])
+    damaged = "".join(f" {show_object(project, md5)}" for md5 in bad[1])
     if damaged:
         remove = f"rm -r -f {path}{damaged} && "
     if project.has_remote:
@@ -73,7 +74,8 @@ def restore(project: Project, history: History, pipeline: Pipeline, stage: str, 
     return f"{remove}{make_again(stage)}"
 
 
-def _show_object(project: Project, md5: str) -> str:
+def show_object(project: Project, md5: str) -> str:
+    """An object of DVC's cache as a command names it."""
     place = project.cached(md5)
     assert place is not None
     shown = place.relative_to(project.root) if place.is_relative_to(project.root) else place

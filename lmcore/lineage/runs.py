@@ -7,7 +7,7 @@ from typing import Any
 
 from lmcore.errors import ArtifactError, LmcoreError, ParameterError
 from lmcore.files import read_json
-from lmcore.lineage.records import NOT_IDENTITY, compute_key
+from lmcore.lineage.records import NOT_IDENTITY
 from lmcore.lineage.remedy import Mismatch, make_again
 from lmcore.tracking import RUN_KEY_TAG, connect, flatten, read_runs
 from lmcore.train.run import run_key
@@ -116,7 +116,7 @@ def compare_tracked(run: TrackedRun, lineage: Mapping[str, Any]) -> Iterator[Mis
     remedy = make_again("train")
     if run.status != "finished":
         yield Mismatch("mlflow", f"{told} is {run.status}, not finished", "dvc repro", "train")
-    key = lineage.get("run_key") or compute_key(lineage)
+    key = lineage["run_key"]
     if run.key != key:
         yield Mismatch("mlflow", f"{told} is of run {run.key}, the model of {key}", remedy, "train")
     params = {name: str(value) for name, value in flatten(lineage.get("params") or {}).items()}

@@ -84,7 +84,7 @@ def _find_stages(path: str, pipeline: Pipeline) -> tuple[str, ...]:
 
 
 def _is_below(path: str, folder: str) -> bool:
-    return folder != "." and path.startswith(f"{folder}/")
+    return folder == "." or path.startswith(f"{folder}/")
 
 
 def _judge_stranger(name: str, place: Path, root: Path, pipeline: Pipeline | None) -> Target:

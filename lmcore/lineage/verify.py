@@ -13,7 +13,7 @@ from lmcore.lineage.history import History
 from lmcore.lineage.lock import LOCK, PARAMS, PIPELINE, TORN, Entry, Pipeline, parse_pipeline, read_pipeline
 from lmcore.lineage.project import Content, Project, list_places, read_content
 from lmcore.lineage.records import MANIFEST, Records
-from lmcore.lineage.remedy import Mismatch, make_again, restore
+from lmcore.lineage.remedy import Mismatch, make_again, restore, show_object
 from lmcore.lineage.runs import check_identity
 
 OK, MISSING, DAMAGED, UNRECORDED = "ok", "missing", "damaged", "unrecorded"
@@ -95,7 +95,7 @@ def verify(paths: Sequence[str] = (), *, cache: bool = False) -> Verification:
     artefacts += [_verify_output(path, entry, stage, present) for path, (stage, entry) in outputs.items()]
     artefacts += [_verify_run(run, checkpoints) for run in runs]
     if cache:
-        artefacts.append(_verify_cache(project, [entry for _, entry in outputs.values() if entry is not None]))
+        artefacts.append(_verify_cache(project, outputs, artefacts))
     return Verification(
         artefacts,
         _find_contradictions(root, pipeline, outputs, artefacts),
@@ -236,25 +236,28 @@ def _verify_run(folder: Path, contents: Mapping[Path, Content]) -> Artefact:
     return Artefact(path, "train", state, len(files), size, tuple(faults), remedy)
 
 
-def _verify_cache(project: Project, entries: Iterable[Entry]) -> Artefact:
-    """DVC's copies of what is recorded, by their names; those that are the same files as the workspace's were read."""
-    objects: dict[str, str] = {}
-    for entry in entries:
-        if entry.is_folder:
-            objects[entry.md5] = entry.path
-        objects |= dict.fromkeys((project.list_recorded(entry) or {}).values(), entry.path)
-    places = {md5: place for md5 in objects if (place := project.cached(md5)) is not None and place.is_file()}
-    faults, size = [], 0
+def _verify_cache(
+    project: Project, outputs: Mapping[str, tuple[str, Entry | None]], artefacts: Iterable[Artefact]
+) -> Artefact:
+    """DVC's copies of what is recorded beside their names, and what puts them there anew from a sound working tree."""
+    users: dict[str, str] = {}
+    for path, (_, entry) in outputs.items():
+        if entry is not None:
+            users |= dict.fromkeys((project.list_recorded(entry) or {}).values(), path)
+            users[entry.md5] = path
+    places = {md5: place for md5 in users if (place := project.cached(md5)) is not None and place.is_file()}
     contents = project.read_all(places.values(), "verify DVC's cache")
-    for md5, place in places.items():
-        content = contents[place]
-        size += content.bytes
-        if content.md5 != md5.removesuffix(".dir"):
-            told = f"is damaged: a part of {objects[md5]}, which `dvc checkout` would bring back so"
-            faults.append(Fault(f"{md5[:2]}/{md5[2:]}", told))
-    path = str(project.cache)
-    if project.cache is not None and project.cache.is_relative_to(project.root):
-        path = project.cache.relative_to(project.root).as_posix()
-    names = " ".join(shlex.quote(f"{path}/{fault.file}") for fault in faults)
-    remedy = f"rm -f {names}, then lmcore verify says what to do" if faults else None
-    return Artefact(path, None, DAMAGED if faults else OK, len(places), size, tuple(faults), remedy)
+    damaged = [md5 for md5, place in places.items() if contents[place].md5 != md5.removesuffix(".dir")]
+    size = sum(contents[place].bytes for place in places.values())
+    name = "DVC's cache"
+    if not damaged:
+        return Artefact(name, None, OK, len(places), size)
+    faults = tuple(
+        Fault(show_object(project, md5), f"is damaged, and `dvc checkout {users[md5]}` would bring that")
+        for md5 in damaged
+    )
+    sound = {artefact.path for artefact in artefacts if artefact.state == OK}
+    stages = dict.fromkeys(outputs[users[md5]][0] for md5 in damaged if users[md5] in sound)
+    remedy = f"rm -f {' '.join(fault.file for fault in faults)}"
+    remedy += f" && dvc commit {' '.join(stages)}" if stages else ""
+    return Artefact(name, None, DAMAGED, len(places), size, faults, remedy)

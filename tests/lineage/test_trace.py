@@ -82,6 +82,7 @@ def test_from_a_sample_back_to_the_bytes(project: Project) -> None:
         ("data/tokens/manifest.json", ["encode", "train_tokenizer", "prepare", "download"]),
         ("data/documents/train", ["prepare", "download"]),
         ("data/raw", ["download"]),
+        (".", ["export", "sample", "evaluate", *CHAIN]),
     ],
 )
 def test_every_artefact_is_a_beginning(project: Project, name: str, expected: list[str]) -> None:

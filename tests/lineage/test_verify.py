@@ -153,8 +153,11 @@ def test_a_damaged_copy_in_the_cache_is_found_when_asked_for(project: Project) -
     found = verify(cache=True)
     assert not found.is_sound
     (bad,) = damaged(found)
-    assert bad.path == ".dvc/cache/files/md5"
-    assert [fault.file for fault in bad.faults] == [f"{object_path.parent.name}/{object_path.name}"]
+    assert bad.path == "DVC's cache"
+    assert [fault.file for fault in bad.faults] == [str(object_path.relative_to(project.folder))]
+    assert bad.remedy is not None
+    mend(project, bad.remedy)
+    assert verify(cache=True).is_sound
 
 
 def test_both_copies_damaged(project: Project) -> None:
