@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lmcore.lineage.history import History
 from lmcore.lineage.lock import Entry, Pipeline
-from lmcore.lineage.project import Project, read_content
+from lmcore.lineage.project import Project
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,11 @@ def find_bad_objects(project: Project, entry: Entry) -> tuple[list[str], list[st
     if recorded is None:
         place = project.cached(entry.md5)
         return ([], objects) if place is not None and place.is_file() else (objects, [])
-    lacking, damaged = [], []
-    for md5 in [*objects, *dict.fromkeys(recorded.values())]:
-        place = project.cached(md5)
-        if place is None or not place.is_file():
-            lacking.append(md5)
-        elif read_content(place).md5 != md5.removesuffix(".dir"):
-            damaged.append(md5)
-    return lacking, damaged
+    objects += dict.fromkeys(recorded.values())
+    places = {md5: place for md5 in objects if (place := project.cached(md5)) is not None and place.is_file()}
+    contents = project.read_all(places.values(), "read DVC's cache")
+    damaged = [md5 for md5, place in places.items() if contents[place].md5 != md5.removesuffix(".dir")]
+    return [md5 for md5 in objects if md5 not in places], damaged
 
 
 def restore(project: Project, history: History, pipeline: Pipeline, stage: str, entry: Entry) -> str:

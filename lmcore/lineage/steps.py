@@ -81,7 +81,7 @@ class State:
         yield from self._compare_definition(stage)
         yield from self._find_uncommitted(stage, step)
 
-    def _again(self, remedy: str) -> str:
+    def again(self, remedy: str) -> str:
         """What mends the working tree; or what brings a commit's state back."""
         if self.commit is None:
             return remedy
@@ -102,7 +102,7 @@ class State:
             if self.commit is None:
                 remedy = restore(self.project, self.history, self.pipeline, stage.name, entry)
             else:
-                remedy = self._again("")
+                remedy = self.again("")
             yield Mismatch(f"output-{kind}", text, remedy, stage.name, part.path)
 
     def _count_changed(self, entry: Entry, state: str) -> str:
@@ -123,10 +123,10 @@ class State:
                 made = self._find_made(part)
                 if made is not None and made != part.md5:
                     text = f"{stage.name} read {part.path} {part.md5[:8]}, and {part.stage} has made {made[:8]} since"
-                    yield Mismatch("input", text, self._again(f"dvc repro {stage.name}"), stage.name, part.path)
+                    yield Mismatch("input", text, self.again(f"dvc repro {stage.name}"), stage.name, part.path)
             elif part.state != "same":
                 text = f"{part.path}, which {stage.name} read, {_differs(part)}"
-                yield Mismatch("input", text, self._again(f"dvc repro {stage.name}"), stage.name, part.path)
+                yield Mismatch("input", text, self.again(f"dvc repro {stage.name}"), stage.name, part.path)
 
     def _find_made(self, part: Part) -> str | None:
         """The hash of what the producing stage made at an input's place; None if only its folder's is known."""
@@ -143,7 +143,7 @@ class State:
         if changed:
             names = ", ".join(part.path for part in changed[:3]) + (", ..." if changed[3:] else "")
             text = f"code of {stage.name} is not what it ran with: {names}"
-            yield Mismatch("code", text, self._again(f"dvc repro {stage.name}"), stage.name, changed[0].path)
+            yield Mismatch("code", text, self.again(f"dvc repro {stage.name}"), stage.name, changed[0].path)
 
     def _compare_definition(self, stage: LockedStage) -> Iterator[Mismatch]:
         """The stage's parameters, its command and what it reads, as the working tree has them."""
@@ -151,11 +151,11 @@ class State:
         if changes:
             told = ", ".join(f"{c.key} {show_value(c.old)} -> {show_value(c.new)}" for c in changes[:3])
             text = f"{PARAMS} is not what {stage.name} ran with: {told}{', ...' if changes[3:] else ''}"
-            yield Mismatch("params", text, self._again(f"dvc repro {stage.name}"), stage.name, PARAMS)
+            yield Mismatch("params", text, self.again(f"dvc repro {stage.name}"), stage.name, PARAMS)
         described = self.present.described.get(stage.name)
         if described is None:
             text, remedy = f"{PIPELINE} has no stage {stage.name} any more", f"git checkout {PIPELINE}"
-            yield Mismatch("pipeline", text, self._again(remedy), stage.name, PIPELINE)
+            yield Mismatch("pipeline", text, self.again(remedy), stage.name, PIPELINE)
             return
         read = {entry.path for entry in stage.inputs}
         made = {entry.path for entry in stage.outputs}
@@ -167,7 +167,7 @@ class State:
             if old != new:
                 names = ", ".join(sorted(old ^ new)[:3])
                 text = f"{PIPELINE} gives {stage.name} {told} than it ran with: {names}"
-                yield Mismatch("pipeline", text, self._again(f"dvc repro {stage.name}"), stage.name, PIPELINE)
+                yield Mismatch("pipeline", text, self.again(f"dvc repro {stage.name}"), stage.name, PIPELINE)
 
     def _find_uncommitted(self, stage: LockedStage, step: Step) -> Iterator[Mismatch]:
         """A result that no commit records, or whose commit has other code than made it."""
@@ -182,7 +182,7 @@ class State:
         if missing:
             names = ", ".join(missing[:3]) + (", ..." if missing[3:] else "")
             text = f"no commit has both what {stage.name} made and what it was made with: {names}"
-            yield Mismatch("uncommitted", text, self._again("git commit --all"), stage.name, missing[0])
+            yield Mismatch("uncommitted", text, self.again("git commit --all"), stage.name, missing[0])
 
 
 def _differs(part: Part) -> str:

@@ -1,7 +1,7 @@
 """From a result back to the bytes: the stages, what each read, and what no longer matches."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,8 @@ def _open_records(state: State, stages: set[str]) -> Records:
 
 
 def _compare_records(state: State, records: Records, steps: list[Step], findings: Findings) -> None:
-    findings.mismatches += records.find_contradictions(state.pipeline)
+    contradictions = records.find_contradictions(state.pipeline)
+    findings.mismatches += [replace(found, remedy=state.again(found.remedy)) for found in contradictions]
     if state.commit is None and steps:
         stages = {step.stage for step in steps}
         changed = find_changed_sources(state.project.root)

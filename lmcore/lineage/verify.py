@@ -11,7 +11,7 @@ from lmcore.files import project_root
 from lmcore.lineage.contents import check_checkpoint, check_manifest, check_weights
 from lmcore.lineage.history import History
 from lmcore.lineage.lock import LOCK, PARAMS, PIPELINE, TORN, Entry, Pipeline, parse_pipeline, read_pipeline
-from lmcore.lineage.project import Content, Project, list_places, read_content
+from lmcore.lineage.project import Content, Project, list_places
 from lmcore.lineage.records import MANIFEST, Records
 from lmcore.lineage.remedy import Mismatch, make_again, restore, show_object
 from lmcore.lineage.runs import check_identity
@@ -213,7 +213,7 @@ def _tell_cached(md5: str, place: Path | None, project: Project) -> str:
         return "; DVC's cache has it not"
     if place is not None and cached.samefile(place):
         return "; DVC's cache has the same bytes, by a hard link: `dvc checkout` would not help"
-    if read_content(cached).md5 != md5:
+    if project.read_all([cached], "read DVC's cache")[cached].md5 != md5:
         return "; DVC's cache has it damaged too: `dvc checkout` would not help"
     return "; DVC's cache has it sound"
 

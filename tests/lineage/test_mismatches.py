@@ -251,19 +251,3 @@ def test_mlflow_that_says_otherwise(project: Project, monkeypatch: pytest.Monkey
     texts = " ".join(mismatch.text for mismatch in trace(key).mismatches if mismatch.kind == "mlflow")
     assert "has other parameters than the model (train.seed 1 not 2)" in texts
     assert "was fed tokens.train " in texts
-
-
-def test_an_origin_that_holds_other_weights(project: Project) -> None:
-    shutil.copytree(project.folder / "models/gpt", project.folder / "base")
-    project.run("git", "add", "base")
-    project.run("dvc", "exp", "run", "-S", "train.init_from=base", "train")
-    project.commit("trained on")
-    found = trace("models/gpt")
-    assert not found.mismatches
-    (origin,) = found.records["origins"]
-    assert origin["run_key"] == read_json(project.folder / "base/lineage.json", "")["run_key"]
-    flip(project.folder / "base/model.safetensors")
-    changed = only("models/gpt")
-    assert (changed.kind, changed.stage) == ("origin", "train")
-    shutil.rmtree(project.folder / "base")
-    assert "and that is gone" in only("models/gpt").text

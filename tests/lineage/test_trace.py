@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from damage import flip
 from projects import Project, finished_once
 
 from lmcore.errors import ArtifactError, ParameterError
@@ -139,9 +140,23 @@ def test_a_commit_is_compared_with_what_is_here(project: Project) -> None:
         trace("main~1")
 
 
-def test_an_experiment_and_its_run_are_found_and_differ_from_what_is_here(project: Project) -> None:
-    project.run("dvc", "exp", "run", "--name", "hot", "-S", "train.seed=5", "train")
+def test_an_experiment_that_trains_another_model_on(project: Project) -> None:
+    """One training for much: the origin, what befalls it, and the experiment and its run beside what is here."""
+    shutil.copytree(project.folder / "models/gpt", project.folder / "base")
+    project.commit("base")
+    project.run("dvc", "exp", "run", "--name", "hot", "-S", "train.init_from=base", "train")
     other = str(lineage(project)["run_key"])
+    here = trace("models/gpt")
+    assert [mismatch.kind for mismatch in here.mismatches] == ["uncommitted"]
+    (origin,) = here.records["origins"]
+    assert origin["run_key"] == read_json(project.folder / "base/lineage.json", "")["run_key"]
+    assert any("└─ began as a folder, weights " in line for line in render_trace(here))
+    flip(project.folder / "base/model.safetensors")
+    changed = {mismatch.kind: mismatch.text for mismatch in trace("models/gpt").mismatches}
+    assert "models/gpt began as train.init_from=base with weights " in changed["origin"]
+    shutil.rmtree(project.folder / "base")
+    assert any(mismatch.text.endswith("and that is gone") for mismatch in trace("models/gpt").mismatches)
+
     project.run("git", "checkout", "--quiet", "--", ".")
     project.run("dvc", "checkout", "--quiet")
     assert lineage(project)["run_key"] != other
@@ -149,7 +164,7 @@ def test_an_experiment_and_its_run_are_found_and_differ_from_what_is_here(projec
     assert found.commit is not None
     assert found.commit.experiment == "hot"
     (step,) = [step for step in found.steps if step.stage == "train"]
-    assert step.params["train.seed"] == 5
+    assert step.params["train.init_from"] == "base"
     assert found.records["model"]["run_key"] == other, "from DVC's cache"
     told = {(mismatch.kind, mismatch.stage) for mismatch in found.mismatches}
     after = {("input", stage) for stage in ("evaluate", "sample", "export")}
@@ -169,7 +184,7 @@ def test_an_experiment_and_its_run_are_found_and_differ_from_what_is_here(projec
     project.run("dvc", "exp", "remove", "hot")
     run = trace(other)
     assert [mismatch.kind for mismatch in run.mismatches] == ["run"]
-    assert run.mismatches[0].remedy == "dvc exp run -S train.seed=5"
+    assert run.mismatches[0].remedy == "dvc exp run -S train.init_from=base"
     assert run.run is not None
     assert run.run["mlflow"]["name"] == "hot"
 
