@@ -48,7 +48,8 @@ def describe_copy(place: Path, root: Path) -> Copy:
         copy.notes.append(f"it has neither {LINEAGE} nor a card of lmcore's: nothing leads further back")
     copy.notes.append(f"no {LOCK} near it records this folder: traced as far as its own files say")
     here = root / MODEL / LINEAGE
-    if copy.key and here.is_file() and read_key(here) == copy.key:
+    is_traced = (root / LOCK).exists() and here.is_file()
+    if copy.key and is_traced and read_key(here) == copy.key:
         copy.notes.append(f"{MODEL} of this project is of the same run: lmcore trace {MODEL} goes on from there")
     elif copy.key and (root / "runs" / copy.key).is_dir():
         copy.notes.append(f"this project has its run: lmcore trace {copy.key} goes on from there")

@@ -126,7 +126,16 @@ def read_pipeline(root: Path) -> Pipeline:
     """The working tree's. Raises ArtifactError where dvc.lock is missing or torn, ParameterError for the others."""
     if not (root / LOCK).exists():
         raise ArtifactError(f"{root / LOCK} does not exist, and it records what made what: run dvc repro")
-    return _assemble({name: (root / name).read_bytes() for name in (LOCK, PIPELINE, PARAMS) if (root / name).exists()})
+    return _assemble(_read_files(root, LOCK, PIPELINE, PARAMS))
+
+
+def read_unrecorded(root: Path) -> Pipeline:
+    """The working tree's without its dvc.lock, which is missing or torn: no stage has run. Raises ParameterError."""
+    return _assemble({**_read_files(root, PIPELINE, PARAMS), LOCK: b"schema: '2.0'\n"})
+
+
+def _read_files(root: Path, *names: str) -> dict[str, bytes]:
+    return {name: (root / name).read_bytes() for name in names if (root / name).exists()}
 
 
 def parse_pipeline(files: Mapping[str, bytes], told: str) -> Pipeline:

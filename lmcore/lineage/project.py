@@ -14,7 +14,7 @@ from lmcore.files import CHUNK_BYTES
 from lmcore.lineage.lock import Entry
 from lmcore.progress import BytesProgress
 
-# MD5 and SHA-256 of one file take turns in one thread. 400 MB in 8 files on two cores: 1 thread 1.07 s, 2 0.61 s.
+# Hashing lets go of the GIL. 400 MB in 8 files, the best of six on two busy cores: 1 thread 3.4 s, 2 2.6 s, 4 2.1 s.
 THREADS = min(8, os.cpu_count() or 1)
 
 

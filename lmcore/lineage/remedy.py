@@ -59,7 +59,7 @@ def restore(project: Project, history: History, pipeline: Pipeline, stage: str, 
     if not pipeline.is_cached(stage, entry.path):
         head = history.find_commit("HEAD")
         kept = head is not None and history.hash_file(head, entry.path) == entry.md5
-        return f"git checkout HEAD -- {path}" if kept else make_again(stage)
+        return f"git checkout HEAD -- {path}" if kept else f"{remove}dvc repro {stage}"
     bad = find_bad_objects(project, entry)
     if bad == ([], []):
         return f"{remove}dvc checkout {path}"
@@ -68,7 +68,7 @@ def restore(project: Project, history: History, pipeline: Pipeline, stage: str, 
         remove = f"rm -r -f {path}{damaged} && "
     if project.has_remote:
         return f"{remove}dvc pull {path}"
-    return f"{remove}{make_again(stage)}"
+    return f"{remove}dvc repro {stage}"
 
 
 def show_object(project: Project, md5: str) -> str:

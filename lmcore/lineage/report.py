@@ -17,6 +17,7 @@ WIDTH = 116
 LABEL = 11  # characters of the longest one, and two spaces
 SHOWN_FILES = 3
 SHOWN_FAULTS = 5
+SHOWN_CHARACTERS = 160  # of a sample's text
 STATES = {"same": "", "changed": "CHANGED", "missing": "MISSING"}
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
@@ -88,7 +89,8 @@ def _render_verification(found: Verification) -> Iterator[str]:
 def _render_subject(subject: Mapping[str, Any]) -> Iterator[str]:
     if (sample := subject.get("sample")) is not None:
         yield _label("prompt", repr(sample["prompt"]))
-        yield from _wrap("text", repr(sample["text"][len(sample["prompt"]) :]))
+        text = sample["text"][len(sample["prompt"]) :]
+        yield from _wrap("text", repr(text[:SHOWN_CHARACTERS]) + ("..." if len(text) > SHOWN_CHARACTERS else ""))
         end = f"{sample['tokens']} tokens, end {sample['finish']}"
         yield _label("sample", f"{sample['sample']} of this prompt, {end}")
         yield _label("seed", f"{sample['seed']}, from sample.seed {sample['settings'].get('seed')}")

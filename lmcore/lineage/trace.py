@@ -9,7 +9,7 @@ from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import project_root, read_json
 from lmcore.lineage.copies import describe_copy
 from lmcore.lineage.history import Commit, History
-from lmcore.lineage.lock import LOCK, PIPELINE, Pipeline, read_pipeline
+from lmcore.lineage.lock import LOCK, PIPELINE, Pipeline, read_pipeline, read_unrecorded
 from lmcore.lineage.project import Project
 from lmcore.lineage.records import (
     RAW,
@@ -74,7 +74,7 @@ def trace(name: str, *, quick: bool = False) -> Trace:
         subject = {"path": target.path}
         return Trace(name, "copy", quick, None, subject, [], copy.records, run, copy.notes, copy.mismatches)
     findings = Findings()
-    state, stages = _open_state(target, Project(root), history, present or NOTHING, findings, quick=quick)
+    state, stages = _open_state(target, Project(root), history, present or read_unrecorded(root), findings, quick=quick)
     steps = _walk(state, stages, findings)
     records = _open_records(state, {step.stage for step in steps})
     _compare_records(state, records, steps, findings)

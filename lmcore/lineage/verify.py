@@ -10,7 +10,7 @@ from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import project_root
 from lmcore.lineage.contents import check_checkpoint, check_manifest, check_weights
 from lmcore.lineage.history import History
-from lmcore.lineage.lock import LOCK, PARAMS, PIPELINE, TORN, Entry, Pipeline, parse_pipeline, read_pipeline
+from lmcore.lineage.lock import LOCK, PIPELINE, TORN, Entry, Pipeline, read_pipeline, read_unrecorded
 from lmcore.lineage.project import Content, Project, list_places
 from lmcore.lineage.records import MANIFEST, Records
 from lmcore.lineage.remedy import Mismatch, make_again, restore, show_object
@@ -122,14 +122,13 @@ def _read_lock(root: Path) -> tuple[Pipeline, list[Artefact]]:
     """The pipeline; where dvc.lock is missing or torn, without what it records, and that is an artefact of its own."""
     try:
         return read_pipeline(root), []
-    except ArtifactError as error:
+    except ArtifactError:
         exists = (root / LOCK).exists()
-        files = {name: (root / name).read_bytes() for name in (PIPELINE, PARAMS) if (root / name).exists()}
-        pipeline = parse_pipeline({**files, LOCK: b"schema: '2.0'\n"}, str(root))
+        pipeline = read_unrecorded(root)
         if not exists:
             remedy = "git checkout dvc.lock, or dvc repro where nothing was made yet"
             return pipeline, [Artefact(LOCK, None, MISSING, 0, 0, remedy=remedy)]
-        fault = Fault(LOCK, str(error).removesuffix(f": {TORN}"))
+        fault = Fault(".", "is cut off, or was edited: DVC will not start")
         return pipeline, [Artefact(LOCK, None, DAMAGED, 1, (root / LOCK).stat().st_size, (fault,), TORN)]
 
 

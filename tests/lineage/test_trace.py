@@ -189,6 +189,28 @@ def test_an_experiment_that_trains_another_model_on(project: Project) -> None:
     assert run.run["mlflow"]["name"] == "hot"
 
 
+def test_a_clone_that_has_fetched_nothing(project: Project, tmp_path: Path) -> None:
+    project.run("git", "clone", "--quiet", str(project.folder), str(tmp_path / "clone"))
+    found = trace(str(tmp_path / "clone" / "models/gpt"))
+    assert stages(found) == CHAIN
+    assert {mismatch.kind for mismatch in found.mismatches} == {"output-missing"}
+    assert {mismatch.path for mismatch in found.mismatches} == {
+        *("models/gpt", "models/tokenizer", "data/tokens", "data/documents", "data/raw"),
+    }
+    (mismatch,) = [mismatch for mismatch in found.mismatches if mismatch.stage == "train"]
+    assert mismatch.remedy == "dvc repro train"
+
+
+def test_without_a_lock(project: Project) -> None:
+    (project.folder / "dvc.lock").unlink()
+    assert not trace("main").mismatches, "a commit has its own"
+    found = trace("models/gpt")
+    assert found.kind == "copy", "what its own files say is left"
+    assert found.notes == ["no dvc.lock near it records this folder: traced as far as its own files say"]
+    with pytest.raises(ParameterError, match=r"there is no dvc\.lock, which records what made what: run dvc repro"):
+        trace("data/raw")
+
+
 def test_an_exported_folder_elsewhere_says_what_its_card_says(project: Project, tmp_path: Path) -> None:
     shutil.copytree(project.folder / "models/export", tmp_path / "sent")
     found = trace(str(tmp_path / "sent"))

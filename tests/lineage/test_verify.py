@@ -109,7 +109,7 @@ def test_what_is_not_there_is_missing_and_not_wrong(project: Project) -> None:
     }
     shutil.rmtree(project.folder / ".dvc/cache")
     (artefact,) = [artefact for artefact in verify().artefacts if artefact.path == "reports/samples"]
-    assert artefact.remedy == "dvc repro --force --single-item sample, then dvc repro"
+    assert artefact.remedy == "dvc repro sample"
     project.run("dvc", "remote", "add", "--default", "storage", str(project.folder.parent / "storage"))
     (artefact,) = [artefact for artefact in verify().artefacts if artefact.path == "reports/samples"]
     assert artefact.remedy == "dvc pull reports/samples"
@@ -170,7 +170,7 @@ def test_both_copies_damaged(project: Project) -> None:
     (bad,) = damaged(verify(["models/gpt"]))
     assert "DVC's cache has it damaged too" in bad.faults[0].text
     assert bad.remedy is not None
-    assert f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]} && dvc repro --force --single-item train" in bad.remedy
+    assert f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]} && dvc repro train" in bad.remedy
 
 
 @pytest.mark.parametrize("damage", ["flipped", "torn", "gone", "seal"])
