@@ -1,7 +1,11 @@
-"""The commands beside the pipeline: `lmcore recipe`, `doctor`, `tokenizers`, `sample`, `chat`, `compare`, `harness`."""
+"""The commands beside the pipeline: `lmcore recipe`, `doctor`, `sample`, `compare`, `trace`, `verify` and others."""
 
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -208,6 +212,63 @@ def validate(
     for line in validation.describe():
         typer.echo(line)
     raise typer.Exit(int(not validation.is_same))
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="All of it, with whole checksums: docs/lineage.md.")]
+
+
+@app.command()
+def trace(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="What the pipeline made, as reports/samples/samples.jsonl:3; a run's key, MLflow name or id; a DVC "
+            "experiment; a commit; a copied model's folder."
+        ),
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Compare sizes of what stages made, and read their bytes not.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Follow a result back to the bytes that it was made from; exit status 1 if something no longer matches."""
+    from lmcore.lineage import report
+    from lmcore.lineage.trace import trace as follow
+
+    with _keep_output(as_json):
+        found = follow(what, quick=quick)
+    _print_report(report.describe_trace(found) if as_json else report.render_trace(found))
+    raise typer.Exit(int(bool(found.mismatches)))
+
+
+@app.command()
+def verify(
+    paths: Annotated[list[str] | None, typer.Argument(help="What to read; without them, all that was made.")] = None,
+    cache: Annotated[bool, typer.Option("--cache", help="Read DVC's copies too, where they are other files.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read everything on the disk again and compare it with what was recorded; exit status 1 if it differs."""
+    from lmcore.lineage import report
+    from lmcore.lineage.verify import verify as read_again
+
+    with _keep_output(as_json):
+        found = read_again(paths or (), cache=cache)
+    _print_report(report.describe_verification(found) if as_json else report.render_verification(found))
+    raise typer.Exit(int(not found.is_sound))
+
+
+def _keep_output(as_json: bool) -> AbstractContextManager[object]:
+    """Standard output is for the JSON alone where it is asked for: progress goes to standard error."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
+def _print_report(report: Mapping[str, Any] | Iterable[str]) -> None:
+    """JSON of a mapping, or lines."""
+    if isinstance(report, Mapping):
+        typer.echo(json.dumps(report, indent=2))
+        return
+    for line in report:
+        typer.echo(line)
 
 
 def main() -> None:

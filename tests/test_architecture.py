@@ -30,6 +30,7 @@ FLOORS = [
     [
         "lmcore/compare",
         "lmcore/forecast.py",
+        "lmcore/lineage",
         "lmcore/recipes.py",
         "lmcore/terminal.py",
         "lmcore/validate.py",
@@ -37,11 +38,17 @@ FLOORS = [
     ["stages", "lmcore/cli.py", "lmcore/doctor.py", "lmcore/__main__.py"],
 ]
 # What one folder may import from another on its own floor.
-SIDEWAYS = {("lmcore/tokens", "lmcore/tokenizer"), ("lmcore/evaluate", "lmcore/generate")}
+SIDEWAYS = {
+    ("lmcore/tokens", "lmcore/tokenizer"),
+    ("lmcore/evaluate", "lmcore/generate"),
+    ("lmcore/lineage", "lmcore/compare"),
+}
 
 # Heavy or replaceable libraries, and the one place that imports each; YAML is read in one and written in another.
 HOMES: dict[str, str | tuple[str, str]] = {
     "datasketch": "lmcore/corpus/near_duplicates.py",
+    "dvc": "lmcore/lineage/project.py",
+    "dvc_data": "lmcore/lineage/project.py",
     "fsspec": "lmcore/corpus/remote.py",
     "gguf": "lmcore/export/llama_cpp.py",
     "huggingface_hub": ("lmcore/corpus/remote.py", "lmcore/hub.py"),

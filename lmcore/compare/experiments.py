@@ -84,17 +84,17 @@ def _explain_unknown(name: str, stored: Mapping[str, Experiment], runs: Sequence
 
 def _from_dvc(stored: StoredExperiment) -> Experiment:
     status = STATUSES.get(stored.status, stored.status)
-    return Experiment(stored.name, stored.code, status, _describe_params(stored.params), _keep_numbers(stored.metrics))
+    return Experiment(stored.name, stored.code, status, describe_params(stored.params), _keep_numbers(stored.metrics))
 
 
 def _from_mlflow(run: StoredRun) -> Experiment:
     # Training logs its own metrics without a stage's name.
     metrics = {name if "." in name else f"train.{name}": value for name, value in run.metrics.items()}
     status = STATUSES.get(run.status, run.status)
-    return Experiment(run.name, run.code, status, _describe_params(run.params), _keep_numbers(metrics))
+    return Experiment(run.name, run.code, status, describe_params(run.params), _keep_numbers(metrics))
 
 
-def _describe_params(values: Mapping[str, object]) -> dict[str, str]:
+def describe_params(values: Mapping[str, object]) -> dict[str, str]:
     """As text, without those that are empty: a parameter that is not set is one that there was not yet."""
     described = {name: _normalise(value) for name, value in values.items() if not name.startswith(WITHOUT_EFFECT)}
     return {name: value for name, value in sorted(described.items()) if value != str(None)}

@@ -1,0 +1,119 @@
+"""What `lmcore trace` was asked for: a file of the project, a run, an experiment, a commit, a copied model."""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmcore.errors import ParameterError
+from lmcore.lineage.history import Commit, History
+from lmcore.lineage.lock import LOCK, Pipeline
+from lmcore.lineage.project import list_places
+from lmcore.lineage.runs import TrackedRun, find_tracked
+
+MLFLOW = "mlflow:"  # before a name that something else has too
+RUN_PATH = re.compile(r"runs/([0-9a-f]{16})(?:/.*)?")
+RUN_KEY = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One of its kinds: `artefact` (`path` and the `stages` that it came from), `run`, `revision`, `copy`.
+
+    `part` is what stood behind a colon: a line of samples.jsonl, or a metric's name.
+    """
+
+    kind: str
+    path: str = ""
+    part: str | None = None
+    stages: tuple[str, ...] = ()
+    key: str | None = None
+    tracked: TrackedRun | None = None
+    commit: Commit | None = None
+
+
+def find_target(name: str, root: Path, pipeline: Pipeline | None, history: History) -> Target:
+    """What `name` stands for; a path begins at the current folder or at the root. `pipeline`: where there is one.
+
+    Raises ParameterError for a name that nothing has, or a path that no stage made.
+    """
+    if name.startswith(MLFLOW):
+        tracked = find_tracked(name.removeprefix(MLFLOW))
+        if tracked is None:
+            raise ParameterError(
+                f"{name}: MLflow has no run of this id or name (`lmcore compare mlflow:lmcore` lists them)"
+            )
+        return Target("run", key=tracked.key, tracked=tracked)
+    whole, _, part = name.rpartition(":")
+    for asked, behind in ((name, None), (whole, part)):
+        if asked and (target := _find_path(asked, behind, root, pipeline)) is not None:
+            return target
+    if RUN_KEY.fullmatch(name) and (root / "runs" / name).is_dir():
+        return Target("run", key=name)
+    if (commit := history.find_commit(name)) is not None:
+        return Target("revision", commit=commit)
+    tracked = find_tracked(name, name if RUN_KEY.fullmatch(name) else None)
+    if tracked is not None:
+        return Target("run", key=tracked.key, tracked=tracked)
+    raise ParameterError(_explain_unknown(name, pipeline))
+
+
+def _find_path(name: str, part: str | None, root: Path, pipeline: Pipeline | None) -> Target | None:
+    for path in list_places(name, root):
+        place = root / path
+        if match := RUN_PATH.fullmatch(path):
+            if place.exists():
+                return Target("run", path, key=match[1])
+        elif pipeline is not None:
+            stages = _find_stages(path, pipeline)
+            is_there = place.exists() or path in pipeline.outputs
+            if stages and is_there and (part is None or place.suffix in (".json", ".jsonl")):
+                return Target("artefact", path, part, stages)
+    existing = [place for place in (Path.cwd() / name, root / name) if place.exists()]
+    if part is not None or not existing:
+        return None
+    return _judge_stranger(name, existing[0], root, pipeline)
+
+
+def _find_stages(path: str, pipeline: Pipeline) -> tuple[str, ...]:
+    """The stage that made `path`; of a folder above several outputs, all of theirs."""
+    if (found := pipeline.find_output(path)) is not None:
+        return (found[0].name,)
+    inside = [name for name, stage in pipeline.stages.items() for entry in stage.outputs if _is_below(entry.path, path)]
+    return tuple(dict.fromkeys(inside))
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return folder == "." or path.startswith(f"{folder}/")
+
+
+def _judge_stranger(name: str, place: Path, root: Path, pipeline: Pipeline | None) -> Target:
+    """A copy of a model from elsewhere. Raises ParameterError for what is neither that nor the pipeline's."""
+    folder = place if place.is_dir() else place.parent
+    if any((folder / file).exists() for file in ("lineage.json", "config.json")):
+        return Target("copy", str(place))
+    if pipeline is None:
+        raise ParameterError(f"{name}: there is no {LOCK}, which records what made what: run dvc repro")
+    paths = list_places(name, root)
+    users = [
+        stage
+        for stage in pipeline.stages.values()
+        for path in paths
+        if any(entry.holds(path) for entry in stage.inputs)
+    ]
+    if users:
+        made = users[0].outputs[0].path if users[0].outputs else users[0].name
+        names = ", ".join(dict.fromkeys(stage.name for stage in users))
+        raise ParameterError(f"{name}: no stage made it, and {names} read it: trace what they made, as {made}")
+    made = ", ".join(pipeline.outputs)
+    raise ParameterError(f"{name}: no stage made it, and it is no model's folder; the pipeline made {made}")
+
+
+def _explain_unknown(name: str, pipeline: Pipeline | None) -> str:
+    known = [] if pipeline is None else list(pipeline.outputs)
+    near = difflib.get_close_matches(name, known, n=2)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return (
+        f"{name}: {hint}no file, run, experiment, commit or MLflow run is called so (`dvc exp list --all`, `ls runs` "
+        f"and `lmcore compare mlflow:lmcore` name some)"
+    )

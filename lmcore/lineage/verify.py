@@ -1,0 +1,262 @@
+"""Everything on the disk read again, and compared with dvc.lock, the manifests and the checkpoints' seals."""
+
+import shlex
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmcore.errors import ArtifactError, ParameterError
+from lmcore.files import project_root
+from lmcore.lineage.contents import check_checkpoint, check_manifest, check_weights
+from lmcore.lineage.history import History
+from lmcore.lineage.lock import LOCK, PIPELINE, TORN, Entry, Pipeline, read_pipeline, read_unrecorded
+from lmcore.lineage.project import Content, Project, list_places
+from lmcore.lineage.records import MANIFEST, Records
+from lmcore.lineage.remedy import Mismatch, make_again, restore, show_object
+from lmcore.lineage.runs import check_identity
+
+OK, MISSING, DAMAGED, UNRECORDED = "ok", "missing", "damaged", "unrecorded"
+CHECKPOINTS = "checkpoints/step-*.safetensors"  # in runs/KEY
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one file."""
+
+    file: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a stage made, a run's checkpoints, or DVC's cache; `state`: ok, missing, damaged, unrecorded.
+
+    `missing` is not wrong in itself: it was never made here, or not fetched; `remedy` is the command that gets it.
+    `unrecorded` is there and nothing says what it should be.
+    """
+
+    path: str
+    stage: str | None
+    state: str
+    files: int
+    bytes: int
+    faults: tuple[Fault, ...] = ()
+    remedy: str | None = None
+
+
+@dataclass(frozen=True)
+class Present:
+    """The working tree and what brings its parts back."""
+
+    project: Project
+    history: History
+    pipeline: Pipeline
+
+    def restore(self, stage: str, entry: Entry) -> str:
+        """The command that brings an output back."""
+        return restore(self.project, self.history, self.pipeline, stage, entry)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All artefacts; `mismatches` are records that contradict each other though each is as it was written."""
+
+    artefacts: list[Artefact]
+    mismatches: list[Mismatch]
+    files: int
+    bytes: int
+    seconds: float
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is damaged and nothing contradicts; what is missing does not count."""
+        return not self.mismatches and all(artefact.state in (OK, MISSING, UNRECORDED) for artefact in self.artefacts)
+
+
+def verify(paths: Sequence[str] = (), *, cache: bool = False) -> Verification:
+    """Read what lies at or below `paths`, or all of it; with `cache` also DVC's copies, where they are other files.
+
+    Raises ParameterError for a path that nothing is known of, ArtifactError where DVC cannot open the project.
+    """
+    started = time.monotonic()
+    root = project_root()
+    if not (root / PIPELINE).exists():
+        raise ParameterError(f"{root} holds no {PIPELINE}: run in the project's folder")
+    pipeline, artefacts = _read_lock(root)
+    project = Project(root)
+    present = Present(project, History(root), pipeline)
+    outputs, runs = _list_outputs(pipeline), sorted(path for path in (root / "runs").glob("*") if path.is_dir())
+    chosen = _choose(paths, root, [*outputs, *(f"runs/{run.name}" for run in runs)])
+    outputs = {path: found for path, found in outputs.items() if path in chosen}
+    runs = [run for run in runs if f"runs/{run.name}" in chosen]
+    project.read(outputs, "verify")
+    checkpoints = project.read_all([path for run in runs for path in run.glob(CHECKPOINTS)], "verify the checkpoints")
+    artefacts += [_verify_output(path, entry, stage, present) for path, (stage, entry) in outputs.items()]
+    artefacts += [_verify_run(run, checkpoints) for run in runs]
+    if cache:
+        artefacts.append(_verify_cache(project, outputs, artefacts))
+    return Verification(
+        artefacts,
+        _find_contradictions(root, pipeline, outputs, artefacts),
+        sum(artefact.files for artefact in artefacts),
+        project.bytes_read,
+        time.monotonic() - started,
+    )
+
+
+def _find_contradictions(
+    root: Path, pipeline: Pipeline, outputs: Iterable[str], artefacts: Iterable[Artefact]
+) -> list[Mismatch]:
+    """Where what was written says another thing than what was written elsewhere; what is damaged explains itself."""
+    sound = {artefact.path for artefact in artefacts if artefact.state in (OK, UNRECORDED)}.intersection(outputs)
+
+    def find(path: str, name: str) -> Path | None:
+        place = root / path / name
+        return place if path in sound and place.is_file() else None
+
+    return list(Records(find).find_contradictions(pipeline))
+
+
+def _read_lock(root: Path) -> tuple[Pipeline, list[Artefact]]:
+    """The pipeline; where dvc.lock is missing or torn, without what it records, and that is an artefact of its own."""
+    try:
+        return read_pipeline(root), []
+    except ArtifactError:
+        exists = (root / LOCK).exists()
+        pipeline = read_unrecorded(root)
+        if not exists:
+            remedy = "git checkout dvc.lock, or dvc repro where nothing was made yet"
+            return pipeline, [Artefact(LOCK, None, MISSING, 0, 0, remedy=remedy)]
+        fault = Fault(".", "is cut off, or was edited: DVC will not start")
+        return pipeline, [Artefact(LOCK, None, DAMAGED, 1, (root / LOCK).stat().st_size, (fault,), TORN)]
+
+
+def _list_outputs(pipeline: Pipeline) -> dict[str, tuple[str, Entry | None]]:
+    """What stages make, in the pipeline's order, each with its stage and as it was recorded; None for what was not."""
+    outputs: dict[str, tuple[str, Entry | None]] = {}
+    for name in dict.fromkeys([*pipeline.described, *pipeline.stages]):
+        if name in pipeline.described:
+            outputs |= dict.fromkeys(pipeline.described[name].outputs, (name, None))
+        if name in pipeline.stages:
+            outputs |= {entry.path: (name, entry) for entry in pipeline.stages[name].outputs}
+    return outputs
+
+
+def _choose(paths: Sequence[str], root: Path, known: Iterable[str]) -> list[str]:
+    """Those of `known` that lie at, below or above one of `paths`; all without any. Raises ParameterError."""
+    if not paths:
+        return list(known)
+    chosen: dict[str, None] = {}
+    known = list(known)
+    for asked in paths:
+        names = [Path(name) for name in list_places(asked, root)]
+        found = [
+            path for path in known for name in names if Path(path).is_relative_to(name) or name.is_relative_to(path)
+        ]
+        if not found:
+            raise ParameterError(f"{asked}: nothing is recorded of it; there are {', '.join(known)}")
+        chosen |= dict.fromkeys(found)
+    return [path for path in known if path in chosen]
+
+
+def _verify_output(path: str, entry: Entry | None, stage: str, present: Present) -> Artefact:
+    """One output beside what dvc.lock and its own manifest say."""
+    project = present.project
+    contents = project.contents(path)
+    files, size = len(contents), sum(content.bytes for content in contents.values())
+    place = project.root / path
+    if not contents and not place.is_dir():
+        remedy = f"dvc repro {stage}" if entry is None else present.restore(stage, entry)
+        return Artefact(path, stage, MISSING, 0, 0, remedy=remedy)
+    faults = [Fault(name, content.error) for name, content in contents.items() if content.error]
+    if entry is not None and project.hash(path) != entry.md5:
+        faults += _compare(entry, contents, project)
+    differs = bool(faults)
+    faulty = {fault.file for fault in faults}
+    for file, text in (*check_manifest(path, place, contents), *check_weights(place, contents)):
+        if file not in faulty:  # one word on a file is enough
+            faults.append(Fault(file, text))
+    if not faults:
+        state = OK if entry is not None or (place / MANIFEST).exists() else UNRECORDED
+        return Artefact(path, stage, state, files, size)
+    remedy = present.restore(stage, entry) if entry is not None and differs else make_again(stage)
+    return Artefact(path, stage, DAMAGED, files, size, tuple(faults), remedy)
+
+
+def _compare(entry: Entry, contents: Mapping[str, Content], project: Project) -> Iterator[Fault]:
+    """Which files are not as dvc.lock has them, and how DVC's cache has them."""
+    recorded = project.list_recorded(entry)
+    if recorded is None:
+        text = f"the list of its files is not {entry.md5[:8]}, and DVC's cache has not the list that was recorded"
+        yield Fault(".", text)
+        return
+    for name in sorted(recorded.keys() | contents.keys()):
+        found = contents.get(name)
+        if found is not None and found.error:
+            continue
+        if found is None:
+            yield Fault(name, f"is gone{_tell_cached(recorded[name], None, project)}")
+        elif name not in recorded:
+            yield Fault(name, f"is there beside what {LOCK} records")
+        elif found.md5 != recorded[name]:
+            place = project.root / entry.path / name
+            told = f"differs: MD5 {found.md5[:8]}, {LOCK} has {recorded[name][:8]}"
+            yield Fault(name, f"{told}{_tell_cached(recorded[name], place, project)}")
+
+
+def _tell_cached(md5: str, place: Path | None, project: Project) -> str:
+    """How DVC's cache has a file that is damaged or gone."""
+    cached = project.cached(md5)
+    if cached is None or not cached.is_file():
+        return "; DVC's cache has it not"
+    if place is not None and cached.samefile(place):
+        return "; DVC's cache has the same bytes, by a hard link: `dvc checkout` would not help"
+    if project.read_all([cached], "read DVC's cache")[cached].md5 != md5:
+        return "; DVC's cache has it damaged too: `dvc checkout` would not help"
+    return "; DVC's cache has it sound"
+
+
+def _verify_run(folder: Path, contents: Mapping[Path, Content]) -> Artefact:
+    """A run's checkpoints beside their seals, and its identity beside its name."""
+    path = f"runs/{folder.name}"
+    faults, commands = [], []
+    for seal in sorted(folder.glob("checkpoints/step-*.json")):
+        tensors = seal.with_suffix(".safetensors")
+        if complaint := check_checkpoint(seal, contents.get(tensors)):
+            faults.append(Fault(f"checkpoints/{tensors.name}", complaint))
+            commands.append(f"rm {shlex.quote(f'{path}/checkpoints/{seal.stem}')}.*")
+    for mismatch in check_identity(folder.parents[1], folder.name):
+        faults.append(Fault("identity.json", mismatch.text))
+        commands = [mismatch.remedy]
+    files = [content for place, content in contents.items() if place.is_relative_to(folder)]
+    size = sum(content.bytes for content in files)
+    state, remedy = (DAMAGED, " && ".join(commands)) if faults else (OK, None)
+    return Artefact(path, "train", state, len(files), size, tuple(faults), remedy)
+
+
+def _verify_cache(
+    project: Project, outputs: Mapping[str, tuple[str, Entry | None]], artefacts: Iterable[Artefact]
+) -> Artefact:
+    """DVC's copies of what is recorded beside their names, and what puts them there anew from a sound working tree."""
+    users: dict[str, str] = {}
+    for path, (_, entry) in outputs.items():
+        if entry is not None:
+            users |= dict.fromkeys((project.list_recorded(entry) or {}).values(), path)
+            users[entry.md5] = path
+    places = {md5: place for md5 in users if (place := project.cached(md5)) is not None and place.is_file()}
+    contents = project.read_all(places.values(), "verify DVC's cache")
+    damaged = [md5 for md5, place in places.items() if contents[place].md5 != md5.removesuffix(".dir")]
+    size = sum(contents[place].bytes for place in places.values())
+    name = "DVC's cache"
+    if not damaged:
+        return Artefact(name, None, OK, len(places), size)
+    faults = tuple(
+        Fault(show_object(project, md5), f"is damaged, and `dvc checkout {users[md5]}` would bring that")
+        for md5 in damaged
+    )
+    sound = {artefact.path for artefact in artefacts if artefact.state == OK}
+    stages = dict.fromkeys(outputs[users[md5]][0] for md5 in damaged if users[md5] in sound)
+    remedy = f"rm -f {' '.join(fault.file for fault in faults)}"
+    remedy += f" && dvc commit {' '.join(stages)}" if stages else ""
+    return Artefact(name, None, DAMAGED, len(places), size, faults, remedy)
