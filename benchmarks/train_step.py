@@ -31,7 +31,8 @@ from lmcore.progress import TrainingProgress
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import open_dataset
-from lmcore.tracking import SHIP_SECONDS, TrackedRun, track_run
+from lmcore.tracking.run import TrackedRun
+from lmcore.tracking.session import SHIP_SECONDS, track_run
 from lmcore.train.checkpoint import Checkpoints
 from lmcore.train.interrupt import Interrupt
 from lmcore.train.loop import train

@@ -11,7 +11,7 @@ from lmcore.model.gpt import GPT, ModelParams
 from lmcore.params import read_params, read_section
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.dataset import open_dataset
-from lmcore.tracking import track_run
+from lmcore.tracking.session import track_run
 from lmcore.train.initial import load_initial_weights
 from lmcore.train.interrupt import follow_parent
 from lmcore.train.session import open_batches, plan_hardware, run_training

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lmcore.compare.dvc_store import StoredExperiment, read_experiments
 from lmcore.errors import DataError, ParameterError
-from lmcore.tracking import StoredRun, read_runs
+from lmcore.tracking.store import StoredRun, read_runs
 
 MLFLOW = "mlflow:"  # before a name that DVC has too
 FINISHED = "finished"

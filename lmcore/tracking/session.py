@@ -1,72 +1,26 @@
-"""MLflow: one run per training, fed from metrics.jsonl by a thread that training never waits for."""
+"""One tracked run per training, fed from metrics.jsonl by a thread that training never waits for."""
 
-import fcntl
 import json
-import logging
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmcore.errors import ArtifactError
 from lmcore.files import project_root, read_json, write_json
 from lmcore.progress import warn
+from lmcore.tracking.run import TrackedRun, describe_code
+from lmcore.tracking.store import EXPERIMENT, RUN_KEY_TAG, connect, first_line, flatten, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
-EXPERIMENT = "lmcore"
-RUN_KEY_TAG = "lmcore.run_key"
 SHIP_SECONDS = 10.0  # pause between two batches of metrics: each takes a core from the training for a moment
 FLUSH_SECONDS = 60.0  # how long the end of a training waits for a slow server
 LONGEST_BACKOFF_SECONDS = 60.0
 TAG_CHARACTERS = 5000  # MLflow's limit for a tag's value
 METRICS_PER_BATCH = 900  # MLflow takes at most 1,000 in one call
-
-# Read by mlflow when it is imported: no telemetry, and a dead server answers in seconds, not after 247 of them.
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
-
-
-@dataclass(frozen=True)
-class TrackedRun:
-    """What the tracker is told of a training besides its metrics.
-
-    `folder` is runs/KEY and holds metrics.jsonl; `params` are nested by section; `hardware` may differ when the run
-    goes on elsewhere; `datasets` are fingerprints by name, nested; `artifact` is uploaded after a good end.
-    """
-
-    folder: Path
-    params: Mapping[str, Any]
-    hardware: Mapping[str, Any]
-    datasets: Mapping[str, Any]
-    artifact: Path
-
-
-@dataclass(frozen=True)
-class StoredRun:
-    """A run as MLflow keeps it: parameters by dotted names, as text, and the last value of every metric.
-
-    `code` is the commit that it was made from; for a DVC experiment, the one that this was begun from.
-    """
-
-    run_id: str
-    name: str
-    experiment: str
-    status: str
-    code: str
-    params: Mapping[str, str]
-    metrics: Mapping[str, float]
 
 
 @contextmanager
@@ -121,7 +75,7 @@ class Shipper(threading.Thread):
                 return
             except Exception as error:  # the tracker must never end a training; `finish` reports it
                 if self.failure is None:
-                    warn(f"MLflow at {tracking_uri()} does not take metrics yet ({_first_line(error)}): trying again")
+                    warn(f"MLflow at {tracking_uri()} does not take metrics yet ({first_line(error)}): trying again")
                 self.failure = error
                 if self.ending.is_set():
                     return
@@ -138,7 +92,7 @@ class Shipper(threading.Thread):
         if self.shipped.is_set():
             self.join()  # the upload of a large model may take longer than the last points
         if self.is_alive() or self.failure:
-            reason = _first_line(self.failure) if self.failure else f"still busy after {FLUSH_SECONDS:.0f} s"
+            reason = first_line(self.failure) if self.failure else f"still busy after {FLUSH_SECONDS:.0f} s"
             warn(f"MLflow at {tracking_uri()} lacks a part of this run ({reason}): all of it is in {self.metrics_path}")
 
     def _ship_until_ended(self) -> None:
@@ -221,115 +175,6 @@ class Shipper(threading.Thread):
         return state
 
 
-def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI if set, else the SQLite file that a plain `mlflow ui` in the project's root shows."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root()}/mlflow.db"
-
-
-def connect() -> "MlflowClient":
-    """A client whose store and experiment exist.
-
-    The lock is there because processes that create the same SQL store at once crash each other and can leave it
-    broken for good (3 trials of 3).
-    """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    for noisy in ("mlflow", "alembic"):  # mlflow sets its own levels when it is imported
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    root, uri = project_root(), tracking_uri()
-    with (root / ".mlflow.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        client = MlflowClient(tracking_uri=uri)
-        if client.get_experiment_by_name(EXPERIMENT) is None:
-            # Without a location MLflow would take the current folder, which in an experiment is a temporary one.
-            location = None if uri.startswith(("http:", "https:", "databricks")) else str(root / "mlruns")
-            client.create_experiment(EXPERIMENT, artifact_location=location)
-    return client
-
-
-def log_results(model: Path, stage: str, metrics: Mapping[str, Any]) -> None:
-    """Add what a later stage measured of the model in this folder to its training's run, as `STAGE.NAME`.
-
-    A model that was trained elsewhere has no run here, and gets none; a store that does not answer costs one line.
-    """
-    key = read_json(model / "lineage.json", "run dvc repro train").get("run_key")
-    if key is None:
-        return
-    try:
-        client = connect()
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        assert experiment is not None
-        mine = f"tags.`{RUN_KEY_TAG}` = '{key}'"
-        for run in client.search_runs([experiment.experiment_id], mine, max_results=1, order_by=["start_time DESC"]):
-            for name, value in flatten({stage: metrics}).items():
-                if isinstance(value, int | float):  # not a checksum
-                    client.log_metric(run.info.run_id, name, value)
-    except Exception as error:  # the tracker must never end a stage
-        warn(f"MLflow at {tracking_uri()} lacks what {stage} measured ({_first_line(error)}): dvc repro -f -s {stage}")
-
-
-def read_runs() -> list[StoredRun]:
-    """Every run that was not deleted, the oldest first; none where there is no store yet.
-
-    Raises ArtifactError for a store that does not answer.
-    """
-    store = project_root() / "mlflow.db"
-    if tracking_uri().endswith(str(store)) and not store.exists():
-        return []
-    try:
-        client = connect()
-        experiments = {experiment.experiment_id: experiment.name for experiment in client.search_experiments()}
-        runs: list[Run] = []
-        token: str | None = ""
-        while token is not None:
-            page = client.search_runs(list(experiments), order_by=["start_time ASC"], page_token=token or None)
-            runs += page
-            token = page.token or None
-    except Exception as error:  # of many kinds: MLflow's own, SQLAlchemy's, requests'
-        raise ArtifactError(f"MLflow at {tracking_uri()} does not answer ({_first_line(error)})") from None
-    return [_describe_run(run, experiments[run.info.experiment_id]) for run in runs]
-
-
-def _describe_run(run: "Run", experiment: str) -> StoredRun:
-    tags = run.data.tags
-    settings = {name.removeprefix("params."): value for name, value in tags.items() if name.startswith("params.")}
-    return StoredRun(
-        run_id=run.info.run_id,
-        name=run.info.run_name,
-        experiment=experiment,
-        status=run.info.status.lower(),
-        code=tags.get("dvc.baseline_rev") or tags.get("git.commit") or "",
-        params={**settings, **run.data.params},
-        metrics=run.data.metrics,
-    )
-
-
-def describe_code() -> dict[str, str]:
-    """Tags that tie a run to git and DVC; those that are unknown are absent."""
-    tags = {
-        "dvc.exp_name": os.environ.get("DVC_EXP_NAME"),
-        "dvc.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV"),
-        "dvc.stage": os.environ.get("DVC_STAGE"),
-    }
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if git.returncode == 0:
-        tags["git.commit"] = tags["mlflow.source.git.commit"] = git.stdout.strip()
-    return {name: value for name, value in tags.items() if value}
-
-
-def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested names become dotted: {"train": {"seed": 1}, "size": 2} -> {"train.seed": 1, "size": 2}."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}.{key}": inner for key, inner in flatten(value).items()}
-        else:
-            flat[name] = value
-    return flat
-
-
 def _is_active(client: "MlflowClient", run_id: str) -> bool:
     from mlflow.exceptions import MlflowException
 
@@ -339,7 +184,3 @@ def _is_active(client: "MlflowClient", run_id: str) -> bool:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False
         raise
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

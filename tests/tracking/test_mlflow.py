@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lmcore import tracking
-from lmcore.tracking import TrackedRun, connect, describe_code, flatten, log_results, read_runs, track_run
+from lmcore.tracking import session
+from lmcore.tracking.results import log_results
+from lmcore.tracking.run import TrackedRun, describe_code
+from lmcore.tracking.session import track_run
+from lmcore.tracking.store import connect, flatten, read_runs
 
 SETTINGS = {"train": {"seed": 1}, "encode": {"shard_tokens": 9}, "profiles": {"cpu": {}}}
 
@@ -22,7 +25,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "SHIP_SECONDS", 0.05)
+    monkeypatch.setattr(session, "SHIP_SECONDS", 0.05)
     (tmp_path / "runs" / "key").mkdir(parents=True)
     (tmp_path / "models" / "gpt").mkdir(parents=True)
     (tmp_path / "models" / "gpt" / "config.json").write_text("{}")
@@ -148,7 +151,7 @@ def test_a_server_that_is_not_there_costs_nothing(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 20.0)
+    monkeypatch.setattr(session, "FLUSH_SECONDS", 20.0)
     with track_run(make_run(project), SETTINGS):
         started = time.monotonic()
         log(project, 1)
@@ -161,7 +164,7 @@ def test_a_server_that_is_not_there_costs_nothing(
 @pytest.mark.slow
 def test_processes_that_meet_an_empty_store_at_once(project: Path) -> None:
     """Without the lock they break the database: three trials of three."""
-    code = "from lmcore.tracking import connect; print(connect().get_experiment_by_name('lmcore').experiment_id)"
+    code = "from lmcore.tracking.store import connect; print(connect().get_experiment_by_name('lmcore').experiment_id)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     workers = [
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)

@@ -1,0 +1,127 @@
+"""The MLflow store: where it is, how it is opened, and the runs that it holds."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmcore.errors import ArtifactError
+from lmcore.files import project_root
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+EXPERIMENT = "lmcore"
+RUN_KEY_TAG = "lmcore.run_key"
+
+# Read by mlflow when it is imported: no telemetry, and a dead server answers in seconds, not after 247 of them.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as MLflow keeps it: parameters by dotted names, as text, and the last value of every metric.
+
+    `code` is the commit that it was made from; for a DVC experiment, the one that this was begun from. `run_key` is the
+    name of its folder runs/KEY, empty for a run that is not a training of ours.
+    """
+
+    run_id: str
+    run_key: str
+    name: str
+    experiment: str
+    status: str
+    code: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI if set, else the SQLite file that a plain `mlflow ui` in the project's root shows."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root()}/mlflow.db"
+
+
+def connect() -> "MlflowClient":
+    """A client whose store and experiment exist.
+
+    The lock is there because processes that create the same SQL store at once crash each other and can leave it
+    broken for good (3 trials of 3).
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for noisy in ("mlflow", "alembic"):  # mlflow sets its own levels when it is imported
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    root, uri = project_root(), tracking_uri()
+    with (root / ".mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        client = MlflowClient(tracking_uri=uri)
+        if client.get_experiment_by_name(EXPERIMENT) is None:
+            # Without a location MLflow would take the current folder, which in an experiment is a temporary one.
+            location = None if uri.startswith(("http:", "https:", "databricks")) else str(root / "mlruns")
+            client.create_experiment(EXPERIMENT, artifact_location=location)
+    return client
+
+
+def read_runs() -> list[StoredRun]:
+    """Every run that was not deleted, the oldest first; none where there is no store yet.
+
+    Raises ArtifactError for a store that does not answer.
+    """
+    store = project_root() / "mlflow.db"
+    if tracking_uri().endswith(str(store)) and not store.exists():
+        return []
+    try:
+        client = connect()
+        experiments = {experiment.experiment_id: experiment.name for experiment in client.search_experiments()}
+        runs: list[Run] = []
+        token: str | None = ""
+        while token is not None:
+            page = client.search_runs(list(experiments), order_by=["start_time ASC"], page_token=token or None)
+            runs += page
+            token = page.token or None
+    except Exception as error:  # of many kinds: MLflow's own, SQLAlchemy's, requests'
+        raise ArtifactError(f"MLflow at {tracking_uri()} does not answer ({first_line(error)})") from None
+    return [_describe_run(run, experiments[run.info.experiment_id]) for run in runs]
+
+
+def _describe_run(run: "Run", experiment: str) -> StoredRun:
+    tags = run.data.tags
+    settings = {name.removeprefix("params."): value for name, value in tags.items() if name.startswith("params.")}
+    return StoredRun(
+        run_id=run.info.run_id,
+        run_key=tags.get(RUN_KEY_TAG, ""),
+        name=run.info.run_name,
+        experiment=experiment,
+        status=run.info.status.lower(),
+        code=tags.get("dvc.baseline_rev") or tags.get("git.commit") or "",
+        params={**settings, **run.data.params},
+        metrics=run.data.metrics,
+        tags=tags,
+    )
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested names become dotted: {"train": {"seed": 1}, "size": 2} -> {"train.seed": 1, "size": 2}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": inner for key, inner in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def first_line(error: Exception) -> str:
+    """What it says, in one line of at most 200 characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
