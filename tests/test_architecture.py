@@ -29,6 +29,7 @@ FLOORS = [
     [
         "lmcore/compare",
         "lmcore/forecast.py",
+        "lmcore/pyfunc.py",
         "lmcore/recipes.py",
         "lmcore/terminal.py",
         "lmcore/validate.py",
@@ -46,15 +47,17 @@ HOMES: dict[str, str | tuple[str, str]] = {
     "huggingface_hub": ("lmcore/corpus/remote.py", "lmcore/hub.py"),
     "lm_eval": "lmcore/evaluate/harness.py",
     "matplotlib": "lmcore/plots.py",
-    "mlflow": "lmcore/tracking",
+    "mlflow": ("lmcore/pyfunc.py", "lmcore/tracking"),
     "pandas": "lmcore/corpus/schema.py",
     "pandera": "lmcore/corpus/schema.py",
     "ray": "lmcore/cluster.py",
     "ruamel": ("lmcore/params.py", "lmcore/rewrite.py"),
+    "tensorboard": "lmcore/tracking/tensorboard_backend.py",
     "tiktoken": "lmcore/tokenizer",
     "tokenizers": "lmcore/tokenizer",
     "transformers": "lmcore/export/reference.py",
     "typer": "lmcore/cli.py",
+    "wandb": "lmcore/tracking/wandb_backend.py",
 }
 WITHOUT_TORCH = ["lmcore/corpus", "lmcore/tokenizer", "lmcore/tokens"]
 NAMES_THAT_SAY_NOTHING = {"common", "core", "helper", "helpers", "misc", "tools", "util", "utils"}

@@ -3,7 +3,8 @@
 import fcntl
 import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -50,7 +52,18 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root()}/mlflow.db"
 
 
-def connect() -> "MlflowClient":
+def shown_uri() -> str:
+    """The address without a password, for messages."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", tracking_uri())
+
+
+def has_store() -> bool:
+    """False where nothing was ever tracked: opening the store would make one."""
+    store = project_root() / "mlflow.db"
+    return not tracking_uri().endswith(str(store)) or store.exists()
+
+
+def connect(experiment: str = EXPERIMENT) -> "MlflowClient":
     """A client whose store and experiment exist.
 
     The lock is there because processes that create the same SQL store at once crash each other and can leave it
@@ -66,11 +79,18 @@ def connect() -> "MlflowClient":
     with (root / ".mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         client = MlflowClient(tracking_uri=uri)
-        if client.get_experiment_by_name(EXPERIMENT) is None:
+        if client.get_experiment_by_name(experiment) is None:
             # Without a location MLflow would take the current folder, which in an experiment is a temporary one.
             location = None if uri.startswith(("http:", "https:", "databricks")) else str(root / "mlruns")
-            client.create_experiment(EXPERIMENT, artifact_location=location)
+            client.create_experiment(experiment, artifact_location=location)
     return client
+
+
+def find_experiment(client: "MlflowClient", name: str) -> str:
+    """The id of an experiment that `connect` has made sure of."""
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    return str(experiment.experiment_id)
 
 
 def read_runs() -> list[StoredRun]:
@@ -78,21 +98,24 @@ def read_runs() -> list[StoredRun]:
 
     Raises ArtifactError for a store that does not answer.
     """
-    store = project_root() / "mlflow.db"
-    if tracking_uri().endswith(str(store)) and not store.exists():
+    if not has_store():
         return []
     try:
         client = connect()
         experiments = {experiment.experiment_id: experiment.name for experiment in client.search_experiments()}
-        runs: list[Run] = []
-        token: str | None = ""
-        while token is not None:
-            page = client.search_runs(list(experiments), order_by=["start_time ASC"], page_token=token or None)
-            runs += page
-            token = page.token or None
+        runs = list(search_runs(client, list(experiments), "", "start_time ASC"))
     except Exception as error:  # of many kinds: MLflow's own, SQLAlchemy's, requests'
-        raise ArtifactError(f"MLflow at {tracking_uri()} does not answer ({first_line(error)})") from None
+        raise ArtifactError(f"MLflow at {shown_uri()} does not answer ({explain(error)})") from None
     return [_describe_run(run, experiments[run.info.experiment_id]) for run in runs]
+
+
+def search_runs(client: "MlflowClient", experiments: list[str], query: str, order: str) -> "Iterator[Run]":
+    """The runs of these experiments (ids) that `query` fits, page by page."""
+    token: str | None = ""
+    while token is not None:
+        page = client.search_runs(experiments, query, order_by=[order], page_token=token or None)
+        yield from page
+        token = page.token or None
 
 
 def _describe_run(run: "Run", experiment: str) -> StoredRun:
@@ -122,6 +145,13 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def first_line(error: Exception) -> str:
-    """What it says, in one line of at most 200 characters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def legal_name(name: str) -> str:
+    """A name of a parameter or metric as MLflow allows it: a source of text may be called `web+books`."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def explain(error: Exception) -> str:
+    """What it says, in one line of at most 200 characters; for a database of another MLflow, what mends it."""
+    if "out-of-date database schema" in str(error):
+        return f"the database is another MLflow version's: back it up, then `mlflow db upgrade {shown_uri()}`"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
