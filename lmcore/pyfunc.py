@@ -1,5 +1,6 @@
 """The trained model as MLflow serves it: prompts in, texts out, decoded as `lmcore sample` does."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from lmcore.generate.settings import SampleParams
 from lmcore.model.folder import load_model
 from lmcore.params import parse_section
 from lmcore.tokenizer.load import load_tokenizer
+
+
+# Hints that MLflow knows would replace the signature by one without parameters.
+warnings.filterwarnings("ignore", message=".*[Tt]ype hint")
 
 
 class TextGenerator(PythonModel):

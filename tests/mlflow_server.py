@@ -26,7 +26,7 @@ def find_postgres() -> Path | None:
 
 @contextmanager
 def serve_postgres() -> Iterator[str]:
-    """An empty database cluster's folder, where its socket lies; PostgreSQL refuses root, which becomes another user."""
+    """The folder of an empty cluster and its socket; PostgreSQL refuses root, which becomes another user."""
     programs = find_postgres()
     if programs is None:
         pytest.skip("PostgreSQL is not installed (Debian: postgresql)")

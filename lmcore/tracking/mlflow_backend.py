@@ -30,7 +30,7 @@ class MlflowBackend:
     the spool.
     """
 
-    def __init__(self, folder: Path, description: Description, experiment: str, artifact: Path) -> None:
+    def __init__(self, folder: Path, description: Description, experiment: str, artifact: Path | None) -> None:
         self.folder, self.description, self.experiment, self.artifact = folder, description, experiment, artifact
         self.client: MlflowClient
         self.models: LoggedModels
@@ -77,7 +77,8 @@ class MlflowBackend:
     def save_model(self) -> None:
         """Upload the model's folder as what `mlflow models serve` serves."""
         self.models.follow_checkpoints()
-        self.models.log_final(self.artifact, self.description)
+        if self.artifact is not None:
+            self.models.log_final(self.artifact, self.description)
 
     def close(self, status: str) -> None:
         """Give the run its status and its end."""

@@ -1,6 +1,5 @@
 """The finished model as an MLflow pyfunc: weights, tokenizer, code, signature and requirements in one folder."""
 
-import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -49,8 +48,6 @@ def save_served_model(place: Path, artifact: Path, settings: Mapping[str, Any], 
     """
     from mlflow.pyfunc import save_model
 
-    # MLflow recommends hints, which would replace the signature by one without defaults.
-    warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
     save_model(
         str(place),
         python_model=str(MODEL_CODE),
