@@ -1,9 +1,9 @@
 """The trained model as MLflow serves it: prompts in, texts out, decoded as `lmcore sample` does."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
+import pandas
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
@@ -15,10 +15,6 @@ from lmcore.generate.settings import SampleParams
 from lmcore.model.folder import load_model
 from lmcore.params import parse_section
 from lmcore.tokenizer.load import load_tokenizer
-
-
-# Hints that MLflow knows would replace the signature by one without parameters.
-warnings.filterwarnings("ignore", message=".*[Tt]ype hint")
 
 
 class TextGenerator(PythonModel):
@@ -33,7 +29,7 @@ class TextGenerator(PythonModel):
     def predict(
         self,
         context: PythonModelContext,  # noqa: ARG002
-        model_input: Any,
+        model_input: pandas.DataFrame,  # of the hints that MLflow knows, the one that leaves the signature alone
         params: dict[str, Any] | None = None,
     ) -> list[str]:
         """Every prompt with what follows it: the first sample that `lmcore sample` draws with the same settings.

@@ -48,7 +48,7 @@ HOMES: dict[str, str | tuple[str, str]] = {
     "lm_eval": "lmcore/evaluate/harness.py",
     "matplotlib": "lmcore/plots.py",
     "mlflow": ("lmcore/pyfunc.py", "lmcore/tracking"),
-    "pandas": "lmcore/corpus/schema.py",
+    "pandas": ("lmcore/corpus/schema.py", "lmcore/pyfunc.py"),
     "pandera": "lmcore/corpus/schema.py",
     "ray": "lmcore/cluster.py",
     "ruamel": ("lmcore/params.py", "lmcore/rewrite.py"),

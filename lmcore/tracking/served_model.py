@@ -28,6 +28,7 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
 PACKAGES = (
     "mlflow",
     "numpy",
+    "pandas",
     "psutil",
     "pydantic",
     "regex",

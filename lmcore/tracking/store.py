@@ -24,8 +24,11 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+
+REASONS = ("Connection refused", "Timed out", "Name or service not known", "No route to host")
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,12 @@ def connect(experiment: str = EXPERIMENT) -> "MlflowClient":
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
+    from mlflow.store.db import utils
 
     for noisy in ("mlflow", "alembic"):  # mlflow sets its own levels when it is imported
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # A database that is away would be tried for 100 s, with four lines of warning each time; who ships tries again.
+    utils.MAX_RETRY_COUNT = 1
     root, uri = project_root(), tracking_uri()
     with (root / ".mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -151,7 +157,10 @@ def legal_name(name: str) -> str:
 
 
 def explain(error: Exception) -> str:
-    """What it says, in one line of at most 200 characters; for a database of another MLflow, what mends it."""
-    if "out-of-date database schema" in str(error):
+    """What it says, in one line; for a database of another MLflow, what mends it."""
+    text = str(error).strip() or type(error).__name__
+    if "out-of-date database schema" in text:
         return f"the database is another MLflow version's: back it up, then `mlflow db upgrade {shown_uri()}`"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    # The reason, from among the names of the classes and the retries that it went through.
+    known = next((reason for reason in REASONS if reason.lower() in text.lower()), None)
+    return known or text.splitlines()[0][:200]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow_server import create_database
 from tracked import BEGIN, SETTINGS, log, make_params, make_run, seal
 
 from lmcore.tracking.results import log_results
@@ -215,6 +216,12 @@ def meet_at_once(uri: str | None) -> None:
 @pytest.mark.slow
 def test_processes_that_meet_an_empty_file_at_once(project: Path) -> None:
     meet_at_once(None)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("mlflow-server")
+def test_processes_that_meet_an_empty_database_at_once(project: Path, postgres: str) -> None:
+    meet_at_once(create_database(postgres, "shared"))
 
 
 def test_the_code_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
