@@ -29,7 +29,6 @@ PACKAGES = (
     "mlflow",
     "numpy",
     "pandas",
-    "psutil",
     "pydantic",
     "regex",
     "rich",

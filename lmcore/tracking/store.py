@@ -158,7 +158,7 @@ def legal_name(name: str) -> str:
 
 def explain(error: Exception) -> str:
     """What it says, in one line; for a database of another MLflow, what mends it."""
-    text = str(error).strip() or type(error).__name__
+    text = re.sub("^[A-Z_]+: ", "", str(error).strip()) or type(error).__name__  # without MLflow's codes
     if "out-of-date database schema" in text:
         return f"the database is another MLflow version's: back it up, then `mlflow db upgrade {shown_uri()}`"
     # The reason, from among the names of the classes and the retries that it went through.
