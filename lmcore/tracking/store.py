@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "lmcore"
 RUN_KEY_TAG = "lmcore.run_key"
+SYSTEM_PREFIX = "system/"  # of metrics of the machine, which MLflow shows on a page of their own
 
 # Read by mlflow when it is imported: no telemetry, and a dead server answers in seconds, not after 247 of them.
 ENVIRONMENT = {

@@ -18,8 +18,8 @@ import psutil
 from lmcore.errors import FULL_DISK
 from lmcore.progress import warn
 from lmcore.tracking.spool import SYSTEM, cut_torn_line
+from lmcore.tracking.store import SYSTEM_PREFIX
 
-PREFIX = "system/"  # MLflow shows what begins so on its page of system metrics
 SHORTEST_SECONDS = 1.0  # over less, the share of the processor that is in use means nothing
 
 Measure = Callable[[], dict[str, float]]
@@ -64,7 +64,8 @@ class SystemSampler(threading.Thread):
                 return
 
     def _append(self, values: dict[str, float]) -> None:
-        machine = {"time": time.time_ns() // 1_000_000, **{PREFIX + name: value for name, value in values.items()}}
+        named = {SYSTEM_PREFIX + name: value for name, value in values.items()}
+        machine = {"time": time.time_ns() // 1_000_000, **named}
         line = json.dumps({"step": self.step, "machine": machine}) + "\n"
         size = self.path.stat().st_size if self.path.exists() else 0
         try:

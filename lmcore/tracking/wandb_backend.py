@@ -10,7 +10,7 @@ from lmcore.errors import LmcoreError
 from lmcore.files import read_json, write_json
 from lmcore.tracking.run import Description
 from lmcore.tracking.spool import Row
-from lmcore.tracking.system import PREFIX
+from lmcore.tracking.store import SYSTEM_PREFIX
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -78,7 +78,7 @@ class WandbBackend:
         """Hand the rows to W&B's own process, which uploads them or writes them to its files."""
         assert self.run is not None
         for row in rows:
-            if row.step >= self.first_step and not any(name.startswith(PREFIX) for name in row.values):
+            if row.step >= self.first_step and not any(name.startswith(SYSTEM_PREFIX) for name in row.values):
                 self.run.log({**row.values, "_timestamp": row.time / 1000}, step=row.step)
 
     def note(self, positions: Mapping[str, int]) -> None:
