@@ -30,6 +30,7 @@ import torch
 
 from lmcore.model.folder import save_model
 from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.loss import LanguageModelLoss
 from lmcore.params import read_params, read_section
 from lmcore.tracking.run import TrackedRun
 from lmcore.tracking.session import track_run
@@ -59,15 +60,14 @@ class Turn:
 
 def prepare_step(model: GPT) -> Callable[[], float]:
     """A forward, backward and optimizer step of 20 ms, by as many windows as that takes."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    objective, optimizer = LanguageModelLoss(model), torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step(windows: torch.Tensor) -> float:
-        logits = model(windows[:, :-1])
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        loss = objective(windows[:, :-1], windows[:, 1:])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return float(loss.item())
 
     generator = torch.Generator().manual_seed(1)
     size, seconds = 0, 0.0

@@ -1,8 +1,10 @@
 """A run's models in MLflow: every checkpoint as an entry with its validation loss, and the finished model whole."""
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 FINAL = "model"
 CHECKPOINT = "checkpoint"  # the type of these models, which has no files in MLflow
+SLOW_BYTES_PER_SECOND = 20_000_000
 STATE_TAG = "lmcore.state"  # of a checkpoint: `kept` on the disk of its machine, or `pruned` since
 
 
@@ -70,7 +73,8 @@ class LoggedModels:
                 model_id=model.model_id,
             )
             save_served_model(place, artifact, description.settings, account)
-            self.client.log_model_artifacts(model.model_id, str(place))
+            with allow_time(place):
+                self.client.log_model_artifacts(model.model_id, str(place))
         finally:
             shutil.rmtree(place, ignore_errors=True)
         self.known[FINAL] = self.client.finalize_logged_model(model.model_id, "READY")
@@ -102,6 +106,18 @@ class LoggedModels:
             step = row.step if row is not None else 0
             self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
         return model
+
+
+@contextmanager
+def allow_time(folder: Path) -> Iterator[None]:
+    """Let a request that uploads a file of this folder take as long as the largest one needs on a slow server."""
+    name, largest = "MLFLOW_HTTP_REQUEST_TIMEOUT", max(path.stat().st_size for path in folder.rglob("*"))
+    usual = os.environ[name]
+    os.environ[name] = str(int(usual) + largest // SLOW_BYTES_PER_SECOND)
+    try:
+        yield
+    finally:
+        os.environ[name] = usual
 
 
 def read_seals(folder: Path) -> list[dict[str, Any]]:

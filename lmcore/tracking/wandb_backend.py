@@ -46,7 +46,7 @@ class WandbBackend:
 
         state = self._read_state()
         if self.run is None:
-            if not wandb.setup().settings._offline and not wandb.api.api_key:
+            if wandb.setup().settings.mode in ("online", "shared") and not wandb.api.api_key:
                 # Otherwise it would ask for one, on the terminal that shows the training.
                 raise LmcoreError("no API key: run `wandb login`, or set WANDB_MODE=offline")
             about = self.description
