@@ -29,6 +29,7 @@ ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the pages are those of applications that call models
 REASONS = ("Connection refused", "Timed out", "Name or service not known", "No route to host")
 
 
@@ -89,7 +90,7 @@ def connect(experiment: str = EXPERIMENT) -> "MlflowClient":
         if client.get_experiment_by_name(experiment) is None:
             # Without a location MLflow would take the current folder, which in an experiment is a temporary one.
             location = None if uri.startswith(("http:", "https:", "databricks")) else str(root / "mlruns")
-            client.create_experiment(experiment, artifact_location=location)
+            client.create_experiment(experiment, artifact_location=location, tags=KIND)
     return client
 
 
