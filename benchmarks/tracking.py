@@ -133,7 +133,9 @@ def main() -> None:
     """Take turns and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the steps")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     os.environ |= {"WANDB_MODE": "offline"}
     shape = read_section(ModelParams, "model").model_copy(update={"context_length": CONTEXT})
     assert "tracking" in read_params()
@@ -143,7 +145,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder)) as uri:
         os.environ["DVC_ROOT"] = folder
         save_model(Path(folder) / "model", model, {})
-        for number in range(-1, rounds):  # the first turns import what the others have
+        for number in range(-1, arguments.rounds):  # the first turns import what the others have
             for side in SIDES:
                 os.environ["MLFLOW_TRACKING_URI"] = uri if side == "MLflow, server" else ""
                 turn = take_turn(Path(folder), side, number, step)

@@ -29,14 +29,11 @@ class LoggedModels:
     def __init__(self, client: "MlflowClient", experiment: str, run_id: str, folder: Path) -> None:
         self.client, self.experiment, self.run_id, self.folder = client, experiment, run_id, folder
         self.known: dict[str, LoggedModel] = {}
-        token = None
-        while True:
-            query = f"source_run_id = '{run_id}'"
-            page = client.search_logged_models([experiment], filter_string=query, page_token=token)
-            self.known |= {model.name: model for model in page}
-            token = page.token
-            if not token:
-                break
+        for model in search_models(client, experiment, run_id):
+            if model.name in self.known:  # made twice, because a slow server's answer did not come in time
+                client.delete_logged_model(model.model_id)
+            else:
+                self.known[model.name] = model
         self.states = {
             name: model.tags.get(STATE_TAG, "") for name, model in self.known.items() if model.status == "READY"
         }
@@ -106,6 +103,17 @@ class LoggedModels:
             step = row.step if row is not None else 0
             self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
         return model
+
+
+def search_models(client: "MlflowClient", experiment: str, run_id: str) -> "list[LoggedModel]":
+    """A run's models, those that are complete before the others."""
+    found: list[LoggedModel] = []
+    token: str | None = ""
+    while token is not None:
+        page = client.search_logged_models([experiment], f"source_run_id = '{run_id}'", page_token=token or None)
+        found += page
+        token = page.token or None
+    return sorted(found, key=lambda model: model.status != "READY")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """MLflow as a tracker: the run, its description, its metrics, its models."""
 
 import json
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,12 +10,13 @@ from lmcore.files import project_root, read_json, write_json
 from lmcore.tracking.logged_models import LoggedModels
 from lmcore.tracking.run import Description
 from lmcore.tracking.spool import Row
-from lmcore.tracking.store import RUN_KEY_TAG, connect, find_experiment, legal_name, shown_uri
+from lmcore.tracking.store import RUN_KEY_TAG, connect, find_experiment, legal_name, search_runs, shown_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 STATE = "mlflow.json"
+BIRTH_TAG = "lmcore.birth"  # drawn before the run is created, so that it is created once
 TAG_CHARACTERS = 5000  # MLflow's limit for a tag's value
 PARAM_CHARACTERS = 6000
 METRICS_PER_BATCH = 900  # MLflow takes at most 1,000 in one call
@@ -51,8 +53,10 @@ class MlflowBackend:
             self.client.update_run(self.run_id, status="RUNNING")
             experiment = self.client.get_run(self.run_id).info.experiment_id
         else:
-            state = {}
-            self.run_id = self.client.create_run(experiment, run_name=self.description.name).info.run_id
+            birth = state.get("birth") if not self.run_id else None
+            state = {"birth": birth or secrets.token_hex(8)}
+            write_json(self.folder / STATE, state)
+            self.run_id = self._create_run(experiment, state["birth"])
             self.note({})
         self._describe()
         self.models = LoggedModels(self.client, experiment, self.run_id, self.folder)
@@ -84,6 +88,16 @@ class MlflowBackend:
         """Give the run its status and its end."""
         self.client.set_terminated(self.run_id, status)
 
+    def _create_run(self, experiment: str, birth: str) -> str:
+        """A run with this mark; a slow server may have made it, even twice, when its answer did not come in time."""
+        query = f"tags.`{BIRTH_TAG}` = '{birth}'"
+        if not list(search_runs(self.client, [experiment], query, "start_time ASC")):
+            self.client.create_run(experiment, tags={BIRTH_TAG: birth}, run_name=self.description.name)
+        first, *others = search_runs(self.client, [experiment], query, "start_time ASC")
+        for run in others:
+            self.client.delete_run(run.info.run_id)
+        return str(first.info.run_id)
+
     def _describe(self) -> None:
         """Parameters, code, machine and data. A resumed run says the same parameters again, which MLflow accepts."""
         from mlflow.entities import Dataset, DatasetInput, Param, RunTag
@@ -98,9 +112,8 @@ class MlflowBackend:
         params = [Param(legal_name(name), str(value)[:PARAM_CHARACTERS]) for name, value in about.params.items()]
         for batch in batches(params, NAMES_PER_BATCH):
             self.client.log_batch(self.run_id, params=batch)
-        for chunk in batches(
-            [RunTag(legal_name(name), str(value)[:TAG_CHARACTERS]) for name, value in tags.items()], NAMES_PER_BATCH
-        ):
+        entries = [RunTag(legal_name(name), str(value)[:TAG_CHARACTERS]) for name, value in tags.items()]
+        for chunk in batches(entries, NAMES_PER_BATCH):
             self.client.log_batch(self.run_id, tags=chunk)
         source = json.dumps({"dvc.yaml": str(project_root() / "dvc.yaml")})
         datasets = [

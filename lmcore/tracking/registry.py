@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lmcore.errors import ArtifactError, LmcoreError, ParameterError
 from lmcore.files import read_json
-from lmcore.tracking.logged_models import FINAL
+from lmcore.tracking.logged_models import FINAL, search_models
 from lmcore.tracking.store import StoredRun, connect, explain, read_runs, shown_uri
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ def find_origin(folder: Path, runs: Sequence[StoredRun]) -> StoredRun:
 def find_model(client: "MlflowClient", run: StoredRun) -> "LoggedModel":
     """The finished model of a run. Raises ArtifactError while there is none."""
     experiment = client.get_run(run.run_id).info.experiment_id
-    query = f"source_run_id = '{run.run_id}' AND name = '{FINAL}'"
-    found = [model for model in client.search_logged_models([experiment], query) if model.status == "READY"]
+    models = search_models(client, experiment, run.run_id)
+    found = [model for model in models if model.name == FINAL and model.status == "READY"]
     if not found:
         raise ArtifactError(
             f"run {run.name} ({run.run_id}, {run.status}) has no model: only a training that has come to its end has"

@@ -1,6 +1,7 @@
 """What the trackers are told of a training: its parameters, machine, data, and the code that it belongs to."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -76,7 +77,8 @@ def describe_code() -> dict[str, str]:
         "dvc.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV"),
         "dvc.stage": os.environ.get("DVC_STAGE"),
     }
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if git.returncode == 0:
-        tags["git.commit"] = tags["mlflow.source.git.commit"] = git.stdout.strip()
+    if shutil.which("git"):
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        if git.returncode == 0:
+            tags["git.commit"] = tags["mlflow.source.git.commit"] = git.stdout.strip()
     return {name: value for name, value in tags.items() if value}

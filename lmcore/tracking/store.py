@@ -29,7 +29,9 @@ ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the pages are those of applications that call models
+KIND = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # else the pages are those of applications that call models
 REASONS = ("Connection refused", "Timed out", "Name or service not known", "No route to host")
 
 

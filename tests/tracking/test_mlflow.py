@@ -183,6 +183,25 @@ def test_a_model_from_elsewhere_gets_no_run(project: Path, lineage: dict[str, st
     assert not (project / "mlflow.db").exists()
 
 
+def test_what_a_slow_server_made_twice_is_there_once(stored: Path) -> None:
+    """The answer to the first request did not come in time, and the request was sent again."""
+    tracked, client = make_run(stored), connect()
+    experiment = client.get_experiment_by_name("lmcore").experiment_id
+    twins = [client.create_run(experiment, tags={"lmcore.birth": tracked.folder.name}).info.run_id for _ in range(2)]
+    (tracked.folder / "mlflow.json").write_text(json.dumps({"birth": tracked.folder.name}))
+    with pytest.raises(SystemExit), track_run(tracked, SETTINGS, MLFLOW):
+        raise SystemExit(143)
+    run = only_run(stored)
+    assert run.run_id in twins
+    assert {client.get_run(twin).info.lifecycle_stage for twin in twins} == {"active", "deleted"}
+    for _ in range(2):
+        client.create_logged_model(experiment, name="checkpoint-2", source_run_id=run.run_id)
+    with track_run(tracked, SETTINGS, MLFLOW):
+        log(tracked, 2)
+        seal(tracked, 2)
+    assert set(models(run)) == {"checkpoint-2", "model"}
+
+
 def test_a_deleted_run_is_made_anew(stored: Path) -> None:
     tracked = make_run(stored)
     with track_run(tracked, SETTINGS, MLFLOW):
