@@ -31,7 +31,10 @@ from lmcore.progress import TrainingProgress
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import open_dataset
-from lmcore.tracking import SHIP_SECONDS, TrackedRun, track_run
+from lmcore.tracking.run import TrackedRun
+from lmcore.tracking.session import track_run
+from lmcore.tracking.settings import TrackingParams
+from lmcore.tracking.shipper import SHIP_SECONDS
 from lmcore.train.checkpoint import Checkpoints
 from lmcore.train.interrupt import Interrupt
 from lmcore.train.loop import train
@@ -149,7 +152,8 @@ def run_tracker(setup: Setup, root: Path, number: int, entries: int) -> float:
     lines = [json.dumps({"step": step, "tokens": step, **entry, "machine": machine}) for step in range(entries)]
     (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
     started = time.process_time()
-    with track_run(TrackedRun(folder, {}, setup.hardware.describe(), {}, artifact), {}):
+    params = TrackingParams(backends=["mlflow"], experiment="lmcore", system_metrics_seconds=None)
+    with track_run(TrackedRun(folder, {}, setup.hardware.describe(), {}, artifact), {}, params):
         pass
     return time.process_time() - started
 

@@ -1,4 +1,4 @@
-"""The commands beside the pipeline: `lmcore recipe`, `doctor`, `sample`, `compare`, `trace`, `verify` and others."""
+"""The commands beside the pipeline: to look at it, to use its models, to compare and trace what came out."""
 
 import json
 import sys
@@ -269,6 +269,32 @@ def _print_report(report: Mapping[str, Any] | Iterable[str]) -> None:
         return
     for line in report:
         typer.echo(line)
+
+
+@app.command()
+def register(
+    run: Annotated[str, typer.Argument(help="A run's MLflow id, key or name; without it, the run of models/gpt.")] = "",
+    name: Annotated[str, typer.Option(help="The registered model.")] = "gpt",
+    alias: Annotated[str, typer.Option(help="What this version of it is from now on; empty: nothing.")] = "champion",
+) -> None:
+    """Register a run's model in MLflow under a name and an alias, and say how it is served."""
+    from lmcore.tracking.registry import register_model
+
+    for line in register_model(run, name, alias, project_root() / "models" / "gpt").describe():
+        typer.echo(line)
+
+
+@app.command()
+def ship(
+    key: Annotated[str, typer.Argument(help="The run, as runs/ names it; without it, the run of models/gpt.")] = "",
+) -> None:
+    """Send to the trackers what they lack of a run that has ended, because they were away."""
+    from lmcore.params import read_params
+    from lmcore.tracking.session import ship_run
+
+    root = project_root()
+    is_stored = ship_run(key, root, read_params(root / "params.yaml"))
+    raise typer.Exit(int(not is_stored))
 
 
 def main() -> None:

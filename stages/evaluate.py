@@ -16,7 +16,7 @@ from lmcore.params import read_params, read_section
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.dataset import open_dataset
 from lmcore.tokens.verified import VERIFIED, VerifiedFiles
-from lmcore.tracking import log_results
+from lmcore.tracking.results import log_results
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from lmcore.model.gpt import GPT, ModelParams
 from lmcore.params import read_params, read_section
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.dataset import open_dataset
-from lmcore.tracking import track_run
+from lmcore.tracking.session import plan_tracking
 from lmcore.train.initial import load_initial_weights
 from lmcore.train.interrupt import follow_parent
 from lmcore.train.session import open_batches, plan_hardware, run_training
@@ -20,6 +20,7 @@ from lmcore.train.settings import TrainParams
 
 def main() -> None:
     follow_parent()
+    track = plan_tracking(read_params())
     params, model_params = read_section(TrainParams, "train"), read_section(ModelParams, "model")
     dataset = open_dataset(Path("data/tokens"), load_tokenizer(Path("models/tokenizer")))
     hardware = plan_hardware(read_section(HardwareParams, "hardware"), read_params(), params, model_params, dataset)
@@ -30,7 +31,6 @@ def main() -> None:
         batches = open_batches(params, model_params.context_length, dataset, world)
         measure = partial(measure_loss, shards=dataset.validation, byte_lengths=dataset.tokenizer.byte_lengths)
         validate = partial(measure, windows=params.eval_windows, batch_size=hardware.micro_batch_size)
-        track = partial(track_run, settings=read_params())
         run_training(model, params, hardware, dataset, batches, world, origin=origin, validate=validate, track=track)
 
 

@@ -17,11 +17,12 @@ from lmcore.params import Section, parse_section, read_params
 PIPELINE: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
 PARAMS = read_params(ROOT / "params.yaml")
-SHARED_SECTIONS = {"model", "hardware", "profiles"}  # every other one belongs to the stage of its name
+SHARED_SECTIONS = {"model", "hardware", "profiles", "tracking"}  # every other one belongs to the stage of its name
 
 # They word, watch and speed up a run and cannot change what it makes, so that editing them runs nothing again.
 CANNOT_CHANGE_RESULTS = {
-    Path(f"lmcore/{name}.py") for name in ("cluster", "engine", "errors", "progress", "scratch", "tracking", "workers")
+    *(Path(f"lmcore/{name}.py") for name in ("cluster", "engine", "errors", "progress", "scratch", "workers")),
+    *source_files("lmcore/tracking"),
 }
 MADE_BY_STAGES = ("data", "models", "reports")
 

@@ -391,4 +391,4 @@ def test_figures_are_short() -> None:
 
 
 def test_sections_are_those_of_params() -> None:
-    assert set(SECTIONS) == set(COMMITTED) - {"profiles"}
+    assert set(SECTIONS) == set(COMMITTED) - {"profiles", "tracking"}

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lmcore.errors import ArtifactError
-from lmcore.tracking import flatten
+from lmcore.tracking.store import flatten
 
 WORKSPACE = "workspace"
 REFERENCE = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")  # its commit in two parts, its name

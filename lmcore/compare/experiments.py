@@ -7,12 +7,12 @@ from pathlib import Path
 
 from lmcore.compare.dvc_store import StoredExperiment, read_experiments
 from lmcore.errors import DataError, ParameterError
-from lmcore.tracking import StoredRun, read_runs
+from lmcore.tracking.store import SYSTEM_PREFIX, StoredRun, read_runs
 
 MLFLOW = "mlflow:"  # before a name that DVC has too
 FINISHED = "finished"
 # No stage depends on these.
-WITHOUT_EFFECT = ("profiles.", "hardware.workers", "hardware.data_engine")
+WITHOUT_EFFECT = ("profiles.", "tracking.", "hardware.workers", "hardware.data_engine")
 STATUSES = {"success": FINISHED, "scheduled": "queued"}  # of both, where we say it in another word
 MAKE_SOME = "`dvc exp run --queue -S train.seed=1,2,3` and `dvc queue start` make some"
 
@@ -88,8 +88,9 @@ def _from_dvc(stored: StoredExperiment) -> Experiment:
 
 
 def _from_mlflow(run: StoredRun) -> Experiment:
+    measured = {name: value for name, value in run.metrics.items() if not name.startswith(SYSTEM_PREFIX)}
     # Training logs its own metrics without a stage's name.
-    metrics = {name if "." in name else f"train.{name}": value for name, value in run.metrics.items()}
+    metrics = {name if "." in name else f"train.{name}": value for name, value in measured.items()}
     status = STATUSES.get(run.status, run.status)
     return Experiment(run.name, run.code, status, describe_params(run.params), _keep_numbers(metrics))
 

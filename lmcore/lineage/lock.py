@@ -10,7 +10,7 @@ from typing import Any
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.params import read_params
 from lmcore.rewrite import Change, compare_values
-from lmcore.tracking import flatten
+from lmcore.tracking.store import flatten
 
 LOCK, PIPELINE, PARAMS = "dvc.lock", "dvc.yaml", "params.yaml"
 CODE_FOLDERS = ("lmcore", "stages")

@@ -1,72 +1,18 @@
 """Runs by their key, name or id: what runs/KEY and MLflow noted of them, and whether that is what a model says."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmcore.errors import ArtifactError, LmcoreError, ParameterError
+from lmcore.errors import ArtifactError, LmcoreError
 from lmcore.files import read_json
 from lmcore.lineage.records import NOT_IDENTITY
 from lmcore.lineage.remedy import Mismatch, make_again
-from lmcore.tracking import RUN_KEY_TAG, connect, flatten, read_runs
+from lmcore.tracking.store import StoredRun, flatten
 from lmcore.train.run import run_key
 
 ROUNDING = 1e-6  # of the losses in lineage.json, which MLflow has in full
 LOSSES = ("train_loss", "val_loss", "bits_per_byte")
-
-
-@dataclass(frozen=True)
-class TrackedRun:
-    """A run in MLflow; `datasets` are the fingerprints, cut, that training noted by their dotted names."""
-
-    run_id: str
-    name: str
-    status: str
-    key: str | None
-    commit: str | None
-    experiment: str | None  # of DVC
-    params: Mapping[str, str] = field(repr=False)
-    metrics: Mapping[str, float] = field(repr=False)
-    datasets: Mapping[str, str] = field(repr=False)
-
-
-def find_tracked(name: str, key: str | None = None) -> TrackedRun | None:
-    """The MLflow run of this id or name, or else of the run `key`; None if there is none.
-
-    Raises ParameterError for a name that several have, ArtifactError for a store that does not answer.
-    """
-    runs = read_runs()
-    matches = [run for run in runs if run.run_id == name] or [run for run in runs if name and run.name == name]
-    if len(matches) > 1:
-        ids = ", ".join(run.run_id for run in matches[-3:])
-        raise ParameterError(
-            f"{name}: {len(matches)} MLflow runs have this name; name one by its id, the last are {ids}"
-        )
-    found = matches[0].run_id if matches else None
-    if found is None and key is None:
-        return None
-    client = connect()
-    if found is None:
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        mine = f"tags.`{RUN_KEY_TAG}` = '{key}'"
-        newest = client.search_runs(experiments, mine, max_results=1, order_by=["start_time DESC"])
-        if not newest:
-            return None
-        found = newest[0].info.run_id
-    run = client.get_run(found)
-    tags = run.data.tags
-    return TrackedRun(
-        run.info.run_id,
-        run.info.run_name,
-        run.info.status.lower(),
-        tags.get(RUN_KEY_TAG),
-        tags.get("git.commit"),
-        tags.get("dvc.exp_name"),
-        run.data.params,
-        run.data.metrics,
-        {given.dataset.name: given.dataset.digest for given in (run.inputs.dataset_inputs if run.inputs else ())},
-    )
 
 
 def read_identity(root: Path, key: str) -> dict[str, Any] | None:
@@ -110,15 +56,15 @@ def check_identity(root: Path, key: str) -> Iterator[Mismatch]:
         yield Mismatch("run", text, remedy, "train", f"runs/{key}")
 
 
-def compare_tracked(run: TrackedRun, lineage: Mapping[str, Any]) -> Iterator[Mismatch]:
+def compare_tracked(run: StoredRun, lineage: Mapping[str, Any]) -> Iterator[Mismatch]:
     """Whether MLflow says of a run what its lineage.json, or identity.json, says."""
     told = f"MLflow's run {run.name}"
     remedy = make_again("train")
     if run.status != "finished":
         yield Mismatch("mlflow", f"{told} is {run.status}, not finished", "dvc repro", "train")
     key = lineage["run_key"]
-    if run.key != key:
-        yield Mismatch("mlflow", f"{told} is of run {run.key}, the model of {key}", remedy, "train")
+    if run.run_key != key:
+        yield Mismatch("mlflow", f"{told} is of run {run.run_key}, the model of {key}", remedy, "train")
     params = {name: str(value) for name, value in flatten(lineage.get("params") or {}).items()}
     different = [name for name in params if name in run.params and run.params[name] != params[name]]
     if different:

@@ -14,8 +14,8 @@ from lmcore.lineage.lock import Pipeline
 from lmcore.lineage.project import Project
 from lmcore.lineage.records import LINEAGE, MODEL
 from lmcore.lineage.remedy import Mismatch
-from lmcore.lineage.runs import TrackedRun, read_identity
-from lmcore.tracking import flatten
+from lmcore.lineage.runs import read_identity
+from lmcore.tracking.store import StoredRun, flatten
 
 SEARCHED_COMMITS = 200  # of those that changed dvc.lock, the newest
 SECTIONS = ("model", "train")  # of the parameters, those that a run's key is made from
@@ -31,7 +31,7 @@ class Found:
     mismatch: Mismatch | None = None
 
 
-def find_state(key: str, tracked: TrackedRun | None, project: Project, history: History, present: Pipeline) -> Found:
+def find_state(key: str, tracked: StoredRun | None, project: Project, history: History, present: Pipeline) -> Found:
     """Where run `key` made the model: the lineage.json of each state says whose it is.
 
     Where neither DVC's cache nor the disk has a state's model any more, equal parameters make it likely, and a note
@@ -68,9 +68,10 @@ def read_key(path: Path) -> str | None:
     return values.get("run_key") if isinstance(values, dict) else None
 
 
-def _list_states(history: History, tracked: TrackedRun | None) -> Iterator[tuple[Commit, Pipeline]]:
+def _list_states(history: History, tracked: StoredRun | None) -> Iterator[tuple[Commit, Pipeline]]:
     """Those that may be a run's: the experiment that MLflow names, the others, and commits that changed dvc.lock."""
-    named = history.find_commit(tracked.experiment) if tracked and tracked.experiment else None
+    experiment = tracked.tags.get("dvc.exp_name") if tracked else None
+    named = history.find_commit(experiment) if experiment else None
     candidates = [*([named] if named else []), *history.list_experiments()]
     for commit in [*candidates, *islice(history.list_commits(), SEARCHED_COMMITS)]:
         try:
@@ -79,7 +80,7 @@ def _list_states(history: History, tracked: TrackedRun | None) -> Iterator[tuple
             continue
 
 
-def _read_params(root: Path, key: str, tracked: TrackedRun | None) -> dict[str, str]:
+def _read_params(root: Path, key: str, tracked: StoredRun | None) -> dict[str, str]:
     """The parameters of a run by dotted names, as runs/KEY or MLflow noted them."""
     identity = read_identity(root, key)
     if identity is not None:

@@ -9,7 +9,7 @@ from lmcore.errors import ParameterError
 from lmcore.lineage.history import Commit, History
 from lmcore.lineage.lock import LOCK, Pipeline
 from lmcore.lineage.project import list_places
-from lmcore.lineage.runs import TrackedRun, find_tracked
+from lmcore.tracking.store import StoredRun, find_run, read_runs
 
 MLFLOW = "mlflow:"  # before a name that something else has too
 RUN_PATH = re.compile(r"runs/([0-9a-f]{16})(?:/.*)?")
@@ -28,7 +28,7 @@ class Target:
     part: str | None = None
     stages: tuple[str, ...] = ()
     key: str | None = None
-    tracked: TrackedRun | None = None
+    tracked: StoredRun | None = None
     commit: Commit | None = None
 
 
@@ -38,12 +38,12 @@ def find_target(name: str, root: Path, pipeline: Pipeline | None, history: Histo
     Raises ParameterError for a name that nothing has, or a path that no stage made.
     """
     if name.startswith(MLFLOW):
-        tracked = find_tracked(name.removeprefix(MLFLOW))
+        tracked = find_run(name.removeprefix(MLFLOW), read_runs())
         if tracked is None:
             raise ParameterError(
                 f"{name}: MLflow has no run of this id or name (`lmcore compare mlflow:lmcore` lists them)"
             )
-        return Target("run", key=tracked.key, tracked=tracked)
+        return Target("run", key=tracked.run_key or None, tracked=tracked)
     whole, _, part = name.rpartition(":")
     for asked, behind in ((name, None), (whole, part)):
         if asked and (target := _find_path(asked, behind, root, pipeline)) is not None:
@@ -52,9 +52,9 @@ def find_target(name: str, root: Path, pipeline: Pipeline | None, history: Histo
         return Target("run", key=name)
     if (commit := history.find_commit(name)) is not None:
         return Target("revision", commit=commit)
-    tracked = find_tracked(name, name if RUN_KEY.fullmatch(name) else None)
+    tracked = find_run(name, read_runs())
     if tracked is not None:
-        return Target("run", key=tracked.key, tracked=tracked)
+        return Target("run", key=tracked.run_key or None, tracked=tracked)
     raise ParameterError(_explain_unknown(name, pipeline))
 
 

@@ -20,11 +20,11 @@ from lmcore.lineage.records import (
     read_sample,
 )
 from lmcore.lineage.remedy import Mismatch
-from lmcore.lineage.runs import check_identity, compare_tracked, describe_run, find_tracked, read_identity
+from lmcore.lineage.runs import check_identity, compare_tracked, describe_run, read_identity
 from lmcore.lineage.search import find_state
 from lmcore.lineage.steps import State, Step
 from lmcore.lineage.target import Target, find_target
-from lmcore.tracking import flatten
+from lmcore.tracking.store import find_run, flatten, read_runs
 
 NOTHING = Pipeline({}, {}, {})  # where no dvc.lock says what made what
 
@@ -220,7 +220,7 @@ def _compare_run(target: Target, records: Records, root: Path, findings: Finding
     """What MLflow says of the run beside what the model says, or runs/KEY where the model is gone."""
     key = target.key
     findings.run = findings.run or (describe_run(root, key) if key else {"key": None, "path": None})
-    tracked = target.tracked or find_tracked(str(findings.run.get("mlflow_run") or ""), key)
+    tracked = target.tracked or find_run(str(findings.run.get("mlflow_run") or key or ""), read_runs())
     if tracked is None:
         findings.notes.append("MLflow has no run of this key")
         return
@@ -228,8 +228,8 @@ def _compare_run(target: Target, records: Records, root: Path, findings: Finding
         "run_id": tracked.run_id,
         "name": tracked.name,
         "status": tracked.status,
-        "git_commit": tracked.commit,
-        "dvc_experiment": tracked.experiment,
+        "git_commit": tracked.tags.get("git.commit"),
+        "dvc_experiment": tracked.tags.get("dvc.exp_name"),
         "datasets": dict(tracked.datasets),
     }
     lineage = records.model

@@ -28,7 +28,8 @@ class Run:
     | identity.json   | what the key was made from: parameters and fingerprints                             |
     | checkpoints/    | the last few states                                                                 |
     | metrics.jsonl   | one line per logged step; under `machine` the time (ms since 1970) and the speed    |
-    | mlflow.json     | the tracker's run and how far metrics.jsonl was shipped                             |
+    | system.jsonl    | what the machine did meanwhile (lmcore.tracking)                                    |
+    | mlflow.json     | the tracker's run and how far both were shipped; so wandb.json; tensorboard/        |
     | summary.json    | seconds, tokens per second, memory, hardware: written last, marks the run complete  |
     """
 

@@ -22,7 +22,7 @@ from lmcore.progress import TrainingProgress, say, warn
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import TokenDataset
 from lmcore.tokens.verified import VERIFIED, VerifiedFiles
-from lmcore.tracking import TrackedRun
+from lmcore.tracking.run import TrackedRun
 from lmcore.train.branch import adopt_trunk
 from lmcore.train.checkpoint import Checkpoints
 from lmcore.train.interrupt import catch_signals

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lmcore.tracking import connect
+from lmcore.tracking.store import connect
 
 PARAMS = """\
 train:

@@ -194,7 +194,7 @@ def test_projects_without_experiments(call: Call, tmp_path: Path, stored: Path) 
 
 
 def test_a_store_that_does_not_answer(call: Call, stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmcore.tracking.tracking_uri", lambda: "http://127.0.0.1:9")
+    monkeypatch.setattr("lmcore.tracking.store.tracking_uri", lambda: "http://127.0.0.1:9")
     status, _, errors = call("mlflow:slow-1")
     assert status == 1
     assert errors.startswith("error: MLflow at http://127.0.0.1:9 does not answer (")

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from lmcore.files import read_json
 from lmcore.lineage.remedy import Mismatch
 from lmcore.lineage.trace import trace
-from lmcore.tracking import connect
+from lmcore.tracking.store import connect
 
 pytestmark = [
     pytest.mark.slow,

@@ -24,7 +24,7 @@ from hook import sabotage
 
 import stages.train
 from lmcore.errors import report_errors
-from lmcore.tracking import TrackedRun
+from lmcore.tracking.run import TrackedRun
 
 
 class Keeper(socketserver.StreamRequestHandler):

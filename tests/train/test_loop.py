@@ -19,7 +19,7 @@ from lmcore.model.folder import load_model
 from lmcore.model.gpt import GPT, ModelParams
 from lmcore.model.loss import LanguageModelLoss
 from lmcore.tokens.dataset import TokenDataset
-from lmcore.tracking import TrackedRun
+from lmcore.tracking.run import TrackedRun
 from lmcore.train.health import TrainingError, report_spike
 from lmcore.train.session import open_batches, run_training
 from lmcore.train.settings import TrainParams

@@ -20,7 +20,7 @@ from lmcore.model.loss import LanguageModelLoss
 from lmcore.params import parse_section
 from lmcore.tokenizer.byte import ByteTokenizer
 from lmcore.tokens.dataset import TokenDataset
-from lmcore.tracking import TrackedRun
+from lmcore.tracking.run import TrackedRun
 from lmcore.train.lora import AdaptedLinear, adapt_model, merge_adapters
 from lmcore.train.memory import estimate_memory
 from lmcore.train.session import open_batches, run_training

@@ -1,0 +1,141 @@
+"""A run's models in MLflow: every checkpoint as an entry with its validation loss, and the finished model whole."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmcore.tracking.run import Description
+from lmcore.tracking.served_model import save_served_model
+from lmcore.tracking.spool import METRICS, Row, find_row
+from lmcore.tracking.store import RUN_KEY_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+
+FINAL = "model"
+CHECKPOINT = "checkpoint"  # the type of these models, which has no files in MLflow
+SLOW_BYTES_PER_SECOND = 20_000_000
+STATE_TAG = "lmcore.state"  # of a checkpoint: `kept` on the disk of its machine, or `pruned` since
+
+
+class LoggedModels:
+    """What MLflow has of one run's models. It is asked once; a resumed run finds there what was logged before."""
+
+    def __init__(self, client: "MlflowClient", experiment: str, run_id: str, folder: Path) -> None:
+        self.client, self.experiment, self.run_id, self.folder = client, experiment, run_id, folder
+        self.known: dict[str, LoggedModel] = {}
+        for model in search_models(client, experiment, run_id):
+            if model.name in self.known:  # made twice, because a slow server's answer did not come in time
+                client.delete_logged_model(model.model_id)
+            else:
+                self.known[model.name] = model
+        self.states = {
+            name: model.tags.get(STATE_TAG, "") for name, model in self.known.items() if model.status == "READY"
+        }
+
+    def follow_checkpoints(self) -> None:
+        """Log the checkpoints that have come and tag those that have gone.
+
+        A checkpoint counts from its seal on (see lmcore.train.checkpoint). One that came and went between two looks is
+        not here.
+        """
+        seals = {f"{CHECKPOINT}-{seal['step']}": seal for seal in read_seals(self.folder / "checkpoints")}
+        for name in seals.keys() - self.states.keys():
+            self._log_checkpoint(name, seals[name])
+        for name, state in [*self.states.items()]:
+            now = "kept" if name in seals else "pruned"
+            if name.startswith(CHECKPOINT) and state != now:
+                self.client.set_logged_model_tags(self.known[name].model_id, {STATE_TAG: now})
+                self.states[name] = now
+
+    def log_final(self, artifact: Path, description: Description) -> None:
+        """Upload the finished model, once: a run that was killed afterwards and resumed has made the same one."""
+        from mlflow.models import Model
+
+        if FINAL in self.known and self.known[FINAL].status == "READY":
+            return
+        model = self._begin(FINAL, find_row(self.folder / METRICS), {RUN_KEY_TAG: self.folder.name}, kind="pyfunc")
+        place = self.folder / "served_model"
+        shutil.rmtree(place, ignore_errors=True)  # of a killed one
+        try:
+            account = Model(
+                artifact_path=model.artifact_location,
+                model_uuid=model.model_id,
+                run_id=self.run_id,
+                model_id=model.model_id,
+            )
+            save_served_model(place, artifact, description.settings, account)
+            with allow_time(place):
+                self.client.log_model_artifacts(model.model_id, str(place))
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        self.known[FINAL] = self.client.finalize_logged_model(model.model_id, "READY")
+
+    def _log_checkpoint(self, name: str, seal: Mapping[str, Any]) -> None:
+        row = find_row(self.folder / METRICS, seal["step"])
+        tags = {RUN_KEY_TAG: self.folder.name, "sha256": seal["sha256"], "bytes": str(seal["bytes"]), STATE_TAG: "kept"}
+        model = self._begin(name, row, tags, kind=CHECKPOINT)
+        self.known[name] = self.client.finalize_logged_model(model.model_id, "READY")
+        self.states[name] = "kept"
+
+    def _begin(self, name: str, row: Row | None, tags: dict[str, str], *, kind: str) -> "LoggedModel":
+        """An entry that is tied to the run and to the losses of its step; one that a kill left half done is reused."""
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        model = self.known.get(name)
+        if model is None:
+            model = self.client.create_logged_model(
+                self.experiment, name=name, source_run_id=self.run_id, tags=tags, model_type=kind
+            )
+            self.known[name] = model
+        if row is not None:
+            # With the time of the log: the run has these points already, and only the model gains them.
+            losses = {key: value for key, value in row.values.items() if key in ("val_loss", "bits_per_byte")}
+            points = [Metric(key, value, row.time, row.step, model.model_id) for key, value in losses.items()]
+            self.client.log_batch(self.run_id, metrics=points)
+        outputs = self.client.get_run(self.run_id).outputs
+        if not outputs or model.model_id not in {output.model_id for output in outputs.model_outputs}:
+            step = row.step if row is not None else 0
+            self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
+        return model
+
+
+def search_models(client: "MlflowClient", experiment: str, run_id: str) -> "list[LoggedModel]":
+    """A run's models, those that are complete before the others."""
+    found: list[LoggedModel] = []
+    token: str | None = ""
+    while token is not None:
+        page = client.search_logged_models([experiment], f"source_run_id = '{run_id}'", page_token=token or None)
+        found += page
+        token = page.token or None
+    return sorted(found, key=lambda model: model.status != "READY")
+
+
+@contextmanager
+def allow_time(folder: Path) -> Iterator[None]:
+    """Let a request that uploads a file of this folder take as long as the largest one needs on a slow server."""
+    name, largest = "MLFLOW_HTTP_REQUEST_TIMEOUT", max(path.stat().st_size for path in folder.rglob("*"))
+    usual = os.environ[name]
+    os.environ[name] = str(int(usual) + largest // SLOW_BYTES_PER_SECOND)
+    try:
+        yield
+    finally:
+        os.environ[name] = usual
+
+
+def read_seals(folder: Path) -> list[dict[str, Any]]:
+    """The seals of a run's checkpoints, the first step first."""
+    seals = []
+    for path in sorted(folder.glob("step-*.json")):
+        try:
+            seal = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # pruned at this moment; or damaged, which a resuming training says
+            continue
+        if {"step", "sha256", "bytes"} <= seal.keys():
+            seals.append(seal)
+    return seals

@@ -1,0 +1,194 @@
+"""The MLflow store: where it is, how it is opened, and the runs that it holds."""
+
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmcore.errors import ArtifactError, ParameterError
+from lmcore.files import project_root
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+EXPERIMENT = "lmcore"
+RUN_KEY_TAG = "lmcore.run_key"
+SYSTEM_PREFIX = "system/"  # of metrics of the machine, which MLflow shows on a page of their own
+
+# Read by mlflow when it is imported: no telemetry, and a dead server answers in seconds, not after 247 of them.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+KIND = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # else the pages are those of applications that call models
+REASONS = ("Connection refused", "Timed out", "Name or service not known", "No route to host")
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as MLflow keeps it: parameters by dotted names, as text, and the last value of every metric.
+
+    `code` is the commit that it was made from; for a DVC experiment, the one that this was begun from. `run_key` is the
+    name of its folder runs/KEY, empty for a run that is not a training of ours; `datasets` are the fingerprints,
+    cut, of what it was fed, by dotted names.
+    """
+
+    run_id: str
+    run_key: str
+    name: str
+    experiment: str
+    status: str
+    code: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    datasets: Mapping[str, str]
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI if set, else the SQLite file that a plain `mlflow ui` in the project's root shows."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root()}/mlflow.db"
+
+
+def shown_uri() -> str:
+    """The address without a password, for messages."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", tracking_uri())
+
+
+def has_store() -> bool:
+    """False where nothing was ever tracked: opening the store would make one."""
+    store = project_root() / "mlflow.db"
+    return not tracking_uri().endswith(str(store)) or store.exists()
+
+
+def connect(experiment: str = EXPERIMENT) -> "MlflowClient":
+    """A client whose store and experiment exist.
+
+    The lock is there because processes that create the same SQL store at once crash each other and can leave it
+    broken for good (3 trials of 3).
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+    from mlflow.store.db import utils
+
+    for noisy in ("mlflow", "alembic"):  # mlflow sets its own levels when it is imported
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # A database that is away would be tried for 100 s, with four lines of warning each time; who ships tries again.
+    utils.MAX_RETRY_COUNT = 1
+    root, uri = project_root(), tracking_uri()
+    with (root / ".mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        client = MlflowClient(tracking_uri=uri)
+        if client.get_experiment_by_name(experiment) is None:
+            # Without a location MLflow would take the current folder, which in an experiment is a temporary one.
+            location = None if uri.startswith(("http:", "https:", "databricks")) else str(root / "mlruns")
+            client.create_experiment(experiment, artifact_location=location, tags=KIND)
+    return client
+
+
+def find_experiment(client: "MlflowClient", name: str) -> str:
+    """The id of an experiment that `connect` has made sure of."""
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    return str(experiment.experiment_id)
+
+
+def read_runs() -> list[StoredRun]:
+    """Every run that was not deleted, the oldest first; none where there is no store yet.
+
+    Raises ArtifactError for a store that does not answer.
+    """
+    if not has_store():
+        return []
+    try:
+        client = connect()
+        experiments = {experiment.experiment_id: experiment.name for experiment in client.search_experiments()}
+        runs = list(search_runs(client, list(experiments), "", "start_time ASC"))
+    except Exception as error:  # of many kinds: MLflow's own, SQLAlchemy's, requests'
+        raise ArtifactError(f"MLflow at {shown_uri()} does not answer ({explain(error)})") from None
+    return [_describe_run(run, experiments[run.info.experiment_id]) for run in runs]
+
+
+def find_run(wanted: str, runs: Sequence[StoredRun]) -> StoredRun | None:
+    """The run with this id, else the newest with this key, else the one with this name.
+
+    Raises ParameterError for a name that several have.
+    """
+    for run in runs:
+        if run.run_id == wanted:
+            return run
+    for kind in ("run_key", "name"):
+        found = [run for run in runs if wanted and getattr(run, kind) == wanted]
+        if len({run.run_key for run in found}) > 1:
+            ids = ", ".join(run.run_id for run in found[-3:])
+            raise ParameterError(
+                f"{wanted}: {len(found)} MLflow runs are called so: name one by its id, the last are {ids}"
+            )
+        if found:
+            return found[-1]
+    return None
+
+
+def search_runs(client: "MlflowClient", experiments: list[str], query: str, order: str) -> "Iterator[Run]":
+    """The runs of these experiments (ids) that `query` fits, page by page."""
+    token: str | None = ""
+    while token is not None:
+        page = client.search_runs(experiments, query, order_by=[order], page_token=token or None)
+        yield from page
+        token = page.token or None
+
+
+def _describe_run(run: "Run", experiment: str) -> StoredRun:
+    tags = run.data.tags
+    settings = {name.removeprefix("params."): value for name, value in tags.items() if name.startswith("params.")}
+    inputs = run.inputs.dataset_inputs if run.inputs else ()
+    return StoredRun(
+        run_id=run.info.run_id,
+        run_key=tags.get(RUN_KEY_TAG, ""),
+        name=run.info.run_name,
+        experiment=experiment,
+        status=run.info.status.lower(),
+        code=tags.get("dvc.baseline_rev") or tags.get("git.commit") or "",
+        params={**settings, **run.data.params},
+        metrics=run.data.metrics,
+        tags=tags,
+        datasets={each.dataset.name: each.dataset.digest for each in inputs},
+    )
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested names become dotted: {"train": {"seed": 1}, "size": 2} -> {"train.seed": 1, "size": 2}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": inner for key, inner in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def legal_name(name: str) -> str:
+    """A name of a parameter or metric as MLflow allows it: a source of text may be called `web+books`."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def explain(error: Exception) -> str:
+    """What it says, in one line; for a database of another MLflow, what mends it."""
+    text = re.sub("^[A-Z_]+: ", "", str(error).strip()) or type(error).__name__  # without MLflow's codes
+    if "out-of-date database schema" in text:
+        return f"the database is another MLflow version's: back it up, then `mlflow db upgrade {shown_uri()}`"
+    # The reason, from among the names of the classes and the retries that it went through.
+    known = next((reason for reason in REASONS if reason.lower() in text.lower()), None)
+    return known or text.splitlines()[0][:200]

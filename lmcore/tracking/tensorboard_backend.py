@@ -1,0 +1,77 @@
+"""TensorBoard as a tracker: event files in runs/KEY/tensorboard."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmcore.tracking.run import Description
+from lmcore.tracking.spool import Row
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FOLDER = "tensorboard"
+
+
+class TensorBoardBackend:
+    """One folder of event files; every training that goes on with the run adds a file.
+
+    What the files hold decides what is written, so that no kill can double or lose a point.
+    """
+
+    def __init__(self, folder: Path, description: Description) -> None:
+        self.folder, self.description = folder / FOLDER, description
+        self.writer: SummaryWriter | None = None
+        self.last_steps: dict[str, int] = {}
+
+    @property
+    def label(self) -> str:
+        """TensorBoard and its folder."""
+        return f"TensorBoard in {self.folder}"
+
+    def open(self) -> Mapping[str, int]:
+        """Look up which step each metric has reached; the spools are read from their beginning."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self.writer is not None:
+            self.writer.close()
+        self.last_steps = read_last_steps(self.folder)
+        self.writer = SummaryWriter(str(self.folder))
+        if not self.last_steps:
+            rows = {**self.description.params, **self.description.hardware, **self.description.code}
+            table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+            self.writer.add_text("description", f"| name | value |\n|---|---|\n{table}", 0)
+        return {}
+
+    def send(self, rows: Sequence[Row]) -> None:
+        """Write the points that are not there yet."""
+        assert self.writer is not None
+        for row in rows:
+            for name, value in row.values.items():
+                if row.step > self.last_steps.get(name, -1):
+                    self.writer.add_scalar(name, value, row.step, walltime=row.time / 1000)
+        self.writer.flush()
+
+    def note(self, positions: Mapping[str, int]) -> None:
+        """Nothing: the event files themselves say what they hold."""
+
+    def save_model(self) -> None:
+        """Nothing: TensorBoard keeps no models."""
+
+    def close(self, status: str) -> None:  # noqa: ARG002
+        """Close the file; TensorBoard knows no status."""
+        assert self.writer is not None
+        self.writer.close()
+
+
+def read_last_steps(folder: Path) -> dict[str, int]:
+    """The last step of every scalar in the folder's event files; a record torn by a kill does not count."""
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+        EventAccumulator,
+    )
+
+    if not folder.is_dir():
+        return {}
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 1, "tensors": 1}, purge_orphaned_data=False)
+    events.Reload()
+    return {name: events.Scalars(name)[-1].step for name in events.Tags()["scalars"]}
