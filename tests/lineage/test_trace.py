@@ -189,9 +189,10 @@ def test_an_experiment_that_trains_another_model_on(project: Project) -> None:
     assert run.run["mlflow"]["name"] == "hot"
 
 
-def test_a_clone_that_has_fetched_nothing(project: Project, tmp_path: Path) -> None:
+def test_a_clone_that_has_fetched_nothing(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project.run("git", "clone", "--quiet", str(project.folder), str(tmp_path / "clone"))
-    found = trace(str(tmp_path / "clone" / "models/gpt"))
+    monkeypatch.chdir(tmp_path / "clone")
+    found = trace("models/gpt")
     assert stages(found) == CHAIN
     assert {mismatch.kind for mismatch in found.mismatches} == {"output-missing"}
     assert {mismatch.path for mismatch in found.mismatches} == {
@@ -206,7 +207,12 @@ def test_without_a_lock(project: Project) -> None:
     assert not trace("main").mismatches, "a commit has its own"
     found = trace("models/gpt")
     assert found.kind == "copy", "what its own files say is left"
-    assert found.notes == ["no dvc.lock near it records this folder: traced as far as its own files say"]
+    key = lineage(project)["run_key"]
+    assert found.notes == [
+        "no dvc.lock near it records this folder: traced as far as its own files say",
+        f"this project has its run: lmcore trace {key} goes on from there",
+    ]
+    assert stages(trace(str(key))) == CHAIN, "by the commit that has its model"
     with pytest.raises(ParameterError, match=r"there is no dvc\.lock, which records what made what: run dvc repro"):
         trace("data/raw")
 
