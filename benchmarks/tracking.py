@@ -5,9 +5,10 @@
 Needs no data. Every turn is the same steps of the same model with the same log, an entry in ten steps; beside it run
 the trackers' threads as in a training, with system metrics. A turn is longer than the ten seconds between two batches.
 Counted are the steps alone: what a tracker takes to start, mostly imports, and what the end of the training waits for
-it, the upload of the model of 4 MB included, are told apart. Of each side the median over its turns is printed, beside
-that without a tracker: the time of a turn's steps, and the processor time of all threads, on which other programs have
-less influence.
+it, the upload of the model of 4 MB included, are told apart. Of each side the medians over its turns are printed: the
+median step and the mean one, beside those without a tracker; and the processor time of the tracker's threads and
+processes as a share of that of the bare steps, as if training stood still for it. On a busy machine the last is the one
+to look at.
 """
 
 import argparse
@@ -18,14 +19,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 
 from lmcore.model.folder import save_model
@@ -50,10 +54,12 @@ SIDES: dict[str, tuple[BackendName | None, str]] = {
 
 @dataclass(frozen=True)
 class Turn:
-    """Seconds: of the steps, of the processor meanwhile, until the tracker was there, and of its end."""
+    """Seconds: of the median and the mean step; of the processor in a step and for the tracker; of start and end."""
 
-    steps: float
+    median: float
+    mean: float
     processor: float
+    tracker: float
     start: float
     end: float
 
@@ -96,14 +102,31 @@ def take_turn(root: Path, side: str, number: int, step: Callable[[], float]) -> 
         with track_run(tracked, {}, params) if backend else nullcontext():
             while sign and not (run.folder / sign).exists():
                 time.sleep(0.01)
-            begun, processor = time.perf_counter(), time.process_time()
+            steps, begun, processor, tracker = [], time.perf_counter(), time.thread_time(), measure_tracker()
             for place in range(1, round(TURN_SECONDS / STEP_SECONDS) + 1):
+                step_begun = time.perf_counter()
                 loss = step()
                 if place % LOG_EVERY == 0:
                     run.log({"step": place, "train_loss": loss, "learning_rate": 1e-4}, tokens_per_second=1.0)
-            ended, processor = time.perf_counter(), time.process_time() - processor
+                steps.append(time.perf_counter() - step_begun)
+            ended, processor, tracker = time.perf_counter(), time.thread_time() - processor, measure_tracker() - tracker
         closed = time.perf_counter()
-    return Turn(ended - begun, processor, begun - started, closed - ended)
+    count = len(steps)
+    return Turn(
+        statistics.median(steps), sum(steps) / count, processor / count, tracker, begun - started, closed - ended
+    )
+
+
+def measure_tracker() -> float:
+    """Processor seconds so far of Python's threads beside this one, and of W&B's own process."""
+    own = {thread.native_id for thread in threading.enumerate() if thread is not threading.main_thread()}
+    process = psutil.Process()
+    seconds = sum(thread.user_time + thread.system_time for thread in process.threads() if thread.id in own)
+    for child in process.children():
+        if child.name().startswith("wandb"):
+            times = child.cpu_times()
+            seconds += times.user + times.system
+    return seconds
 
 
 @contextmanager
@@ -146,7 +169,9 @@ def main() -> None:
         os.environ["DVC_ROOT"] = folder
         save_model(Path(folder) / "model", model, {})
         for number in range(-1, arguments.rounds):  # the first turns import what the others have
-            for side in SIDES:
+            sides = deque(SIDES)
+            sides.rotate(number)
+            for side in sides:
                 os.environ["MLFLOW_TRACKING_URI"] = uri if side == "MLflow, server" else ""
                 turn = take_turn(Path(folder), side, number, step)
                 if number >= 0:
@@ -156,13 +181,15 @@ def main() -> None:
 
 def report(turns: dict[str, list[Turn]]) -> None:
     """Print each side's medians and what they are beside those of none."""
-    print(f"{'':16} {'steps':>16} {'processor':>16} {'start':>7} {'end':>7}")
+    print(f"{'':16} {'median step':>17} {'mean step':>17} {'tracker':>8} {'start':>7} {'end':>7}")
     bare = find_medians(turns["no tracker"])
+    count = round(TURN_SECONDS / STEP_SECONDS)
     for side, taken in turns.items():
         turn = find_medians(taken)
-        steps = f"{turn.steps:6.2f} s {turn.steps / bare.steps - 1:+7.2%}"
-        processor = f"{turn.processor:6.2f} s {turn.processor / bare.processor - 1:+7.2%}"
-        print(f"{side:16} {steps} {processor} {turn.start:5.2f} s {turn.end:5.2f} s")
+        median = f"{1e3 * turn.median:6.2f} ms {turn.median / bare.median - 1:+7.2%}"
+        mean = f"{1e3 * turn.mean:6.2f} ms {turn.mean / bare.mean - 1:+7.2%}"
+        tracker = f"{turn.tracker / count / bare.processor:8.2%}"
+        print(f"{side:16} {median} {mean} {tracker} {turn.start:5.2f} s {turn.end:5.2f} s")
 
 
 def find_medians(turns: list[Turn]) -> Turn:
