@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from lmcore.files import write_text
@@ -21,9 +22,7 @@ def write_speed(run: Path) -> None:
     It is made from runs/ alone and lies in the project, so that experiments in a copy of it (`--temp`, the queue) are
     in the same table. No stage lists it as an output: speed does not come out the same again.
     """
-    project = run.parents[1]
-    summaries = [path for path in run.parent.glob("*/summary.json") if not path.parent.name.endswith(PREVIOUS)]
-    others = [path.parent for path in sorted(summaries, key=lambda path: path.stat().st_mtime) if path.parent != run]
+    others = [folder for folder in complete_runs(run.parent) if folder != run]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["step", "tokens_per_second", "run"])
@@ -31,12 +30,23 @@ def write_speed(run: Path) -> None:
         metrics = folder / "metrics.jsonl"
         try:
             points = [point for point in read_speed(metrics) if point[1]]
+        except FileNotFoundError:  # another process trains it again and has just renamed its folder
+            continue
         except ValueError as error:
             warn(f"{metrics} is damaged ({error}): {SPEED_FILE} lacks this run")
             continue
         stride = max(1, -(-len(points) // ROWS_PER_RUN))
         table.writerows([step, round(speed), folder.name] for step, speed in points[::-stride][::-1])
-    write_text(project / SPEED_FILE, text.getvalue())
+    write_text(run.parents[1] / SPEED_FILE, text.getvalue())
+
+
+def complete_runs(runs: Path) -> list[Path]:
+    """The folders of the complete runs, the latest last; of a run that was trained again, only that."""
+    found = []
+    for summary in runs.glob("*/summary.json"):
+        with suppress(FileNotFoundError):  # as above
+            found.append((summary.stat().st_mtime, summary.parent))
+    return [folder for _, folder in sorted(found) if not folder.name.endswith(PREVIOUS)]
 
 
 def read_speed(metrics: Path) -> Iterator[tuple[int, float]]:
