@@ -31,6 +31,7 @@ FLOORS = [
         "lmcore/compare",
         "lmcore/forecast.py",
         "lmcore/recipes.py",
+        "lmcore/serve",
         "lmcore/terminal.py",
         "lmcore/validate.py",
     ],
@@ -43,6 +44,7 @@ SIDEWAYS = {("lmcore/tokens", "lmcore/tokenizer"), ("lmcore/evaluate", "lmcore/g
 HOMES: dict[str, str | tuple[str, str]] = {
     "datasketch": "lmcore/corpus/near_duplicates.py",
     "fsspec": "lmcore/corpus/remote.py",
+    "fastapi": "lmcore/serve",
     "gguf": "lmcore/export/llama_cpp.py",
     "huggingface_hub": ("lmcore/corpus/remote.py", "lmcore/hub.py"),
     "lm_eval": "lmcore/evaluate/harness.py",
@@ -50,12 +52,14 @@ HOMES: dict[str, str | tuple[str, str]] = {
     "mlflow": "lmcore/tracking.py",
     "pandas": "lmcore/corpus/schema.py",
     "pandera": "lmcore/corpus/schema.py",
+    "prometheus_client": "lmcore/serve",
     "ray": "lmcore/cluster.py",
     "ruamel": ("lmcore/params.py", "lmcore/rewrite.py"),
     "tiktoken": "lmcore/tokenizer",
     "tokenizers": "lmcore/tokenizer",
     "transformers": "lmcore/export/reference.py",
     "typer": "lmcore/cli.py",
+    "uvicorn": "lmcore/serve",
 }
 WITHOUT_TORCH = ["lmcore/corpus", "lmcore/tokenizer", "lmcore/tokens"]
 NAMES_THAT_SAY_NOTHING = {"common", "core", "helper", "helpers", "misc", "tools", "util", "utils"}
