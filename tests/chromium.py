@@ -58,6 +58,19 @@ class Browser:
         urls = [str(message["params"]["request"]["url"]) for message in sent]
         return [url for url in urls if not url.startswith(("data:", "blob:", "chrome:"))]
 
+    @contextmanager
+    def window(self, width: int, *, scheme: str = "light") -> Iterator[None]:
+        """As on a device so many pixels wide whose pages are light or dark."""
+        metrics = {"width": width, "height": 740, "deviceScaleFactor": 2, "mobile": width < 800}
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        try:
+            yield
+        finally:
+            self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+            self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
 
 @contextmanager
 def start_chromium(profile: Path) -> Iterator[Browser]:

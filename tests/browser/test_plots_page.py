@@ -124,15 +124,8 @@ def test_the_speed_of_trainings_is_drawn_and_left_out_of_git(browser: Browser, p
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_a_phone(browser: Browser, project: Path, scheme: str) -> None:
     run(project, "dvc", "plots", "show")
-    phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
-    try:
-        browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    with browser.window(360, scheme=scheme):
         open_page(browser, project / "dvc_plots" / "index.html")
         assert browser.run("return document.documentElement.scrollWidth") <= 360
-        brightness = "getComputedStyle(document.documentElement).backgroundColor.match(/\\d+/)[0] > 127"
-        assert browser.run(f"return {brightness}") == (scheme == "light")
-    finally:
-        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+        brightness = "getComputedStyle(document.documentElement).backgroundColor.match(/\\d+/)[0]"
+        assert (int(browser.run(f"return {brightness}")) > 127) == (scheme == "light")
