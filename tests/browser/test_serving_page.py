@@ -146,7 +146,7 @@ def test_an_alternative_is_gone_on_with(page: Browser) -> None:
     page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT * 3)
     rows = page.driver.find_elements(By.CSS_SELECTOR, "#alternatives .choice")
     assert len(rows) == 5
-    chances = page.run("return [...document.querySelectorAll('#alternatives meter')].map(({value}) => value)")
+    chances = page.run("return [...document.querySelectorAll('.choice i')].map(({style}) => parseFloat(style.width))")
     assert chances == sorted(chances, reverse=True)
     # At temperature 0 the likeliest was taken.
     assert "taken" in (rows[0].get_attribute("class") or "")
