@@ -14,6 +14,10 @@ from chromium import Browser
 from dvc_render.html import HTML
 from dvc_render.vega import VegaRenderer
 from imports import ROOT
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 PAGE = ROOT / ".dvc" / "plots" / "page.html"
 # build/NAME.min.js of the packages on the npm registry, without the line that names its source map.
@@ -119,6 +123,22 @@ def test_the_speed_of_trainings_is_drawn_and_left_out_of_git(browser: Browser, p
         assert "tokens_per_second" not in run(project, "git", "status", "--porcelain")
     finally:
         table.unlink()
+
+
+def test_the_wheel_moves_the_page_and_with_ctrl_the_curve(browser: Browser, project: Path) -> None:
+    run(project, "dvc", "plots", "show")
+    open_page(browser, project / "dvc_plots" / "index.html")
+    labels = "[...document.querySelectorAll('#loss .role-axis-label text')].map((text) => text.textContent).join()"
+    before = browser.run(f"return {labels}")
+    over_the_curve = ScrollOrigin.from_element(browser.driver.find_element(By.CSS_SELECTOR, "#loss svg"))
+    ActionChains(browser.driver).scroll_from_origin(over_the_curve, 0, 100).perform()
+    browser.wait("scrollY > 0")
+    assert browser.run(f"return {labels}") == before
+    browser.run("scrollTo(0, 0)")
+    wheel = ActionChains(browser.driver).key_down(Keys.CONTROL).scroll_from_origin(over_the_curve, 0, -240)
+    wheel.key_up(Keys.CONTROL).perform()
+    browser.wait(f"{labels} !== {before!r}")
+    assert browser.run("return scrollY") == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
