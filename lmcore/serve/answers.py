@@ -139,7 +139,7 @@ class AnswerWriter:
 
     def _dump(self, choices: list[Choice], usage: Usage | None, excluded: Sequence[str] = ()) -> bytes:
         answer = CompletionAnswer(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
-        return answer.model_dump_json(exclude=set(excluded)).encode()
+        return answer.model_dump_json(exclude=set(excluded), ensure_ascii=True).encode()
 
     def _count(self) -> Usage:
         prompt = sum(len(prompt.tokens) for prompt in self._prompts)

@@ -69,7 +69,7 @@ def read_prompt(prompt: Prompt, tokenizer: Tokenizer, context_length: int) -> To
         if wrong := [token for token in tokens if not 0 <= token < tokenizer.vocab_size]:
             raise ApiError(
                 400,
-                f"the token {wrong[0]} is not in the vocabulary: must be 0 to {tokenizer.vocab_size - 1}",
+                f"the token {str(wrong[0])[:40]} is not in the vocabulary: must be 0 to {tokenizer.vocab_size - 1}",
                 field="prompt",
             )
     if len(tokens) > context_length:
