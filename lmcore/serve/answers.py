@@ -1,4 +1,4 @@
-"""What the engine makes, as the choices of an answer: text, and the tokens that it is made of with their figures."""
+"""What the engine makes, as the choices of an answer: texts, and their tokens with what was measured of them."""
 
 import codecs
 import time

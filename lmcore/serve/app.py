@@ -15,11 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from lmcore.serve.answers import AnswerWriter, frame_event
 from lmcore.serve.engine import Engine, Item, Submission
-from lmcore.serve.errors import ApiError, explain_validation
 from lmcore.serve.gate import GONE, Gate
 from lmcore.serve.intake import Limits, TokenPrompt, build_texts, check_request, read_prompt, require_model
 from lmcore.serve.metrics import Metrics
 from lmcore.serve.protocol import CompletionRequest, StreamOptions
+from lmcore.serve.refusal import ApiError, explain_validation
 from lmcore.serve.settings import Settings
 from lmcore.tokenizer.base import Tokenizer
 

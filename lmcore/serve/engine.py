@@ -14,8 +14,8 @@ import torch
 from lmcore.generate.completion import OpenTexts, Piece
 from lmcore.generate.decoder import Decoder, Measure, Request, measure_logprobs
 from lmcore.model.gpt import GPT
-from lmcore.serve.errors import ApiError
 from lmcore.serve.metrics import Metrics
+from lmcore.serve.refusal import ApiError
 from lmcore.tokenizer.base import Tokenizer
 
 # Of prompts that are read between two steps, if there is more than one: all other texts stand still meanwhile.

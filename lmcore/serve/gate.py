@@ -1,4 +1,4 @@
-"""What every request passes first: the token, the kind and the size of the body; and what is counted of each."""
+"""What every request passes first: the key, the kind and the size of the body; and what is counted of each."""
 
 import hmac
 import time
@@ -6,8 +6,8 @@ import time
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lmcore.serve.errors import ApiError
 from lmcore.serve.metrics import Metrics
+from lmcore.serve.refusal import ApiError
 from lmcore.serve.settings import MOST_BODY_BYTES
 
 OPEN_PATHS = ("/", "/health")  # without a token: the page holds nothing, and asks for it

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from lmcore.files import derive_seed
 from lmcore.generate.decoder import Request
 from lmcore.serve.engine import TextRequest
-from lmcore.serve.errors import ApiError
 from lmcore.serve.protocol import CompletionRequest, Prompt
+from lmcore.serve.refusal import ApiError
 from lmcore.tokenizer.base import Tokenizer
 
 
@@ -60,7 +60,7 @@ def read_prompt(prompt: Prompt, tokenizer: Tokenizer, context_length: int) -> To
     """A prompt as the model sees it. Raises ApiError for one that is too long, or for ids that there are not."""
     if isinstance(prompt, str):
         # Cut into tokens only what may fit: that takes time, of any length.
-        least = -(-len(prompt.encode()) // max(tokenizer.byte_lengths))
+        least = -(-len(prompt.encode()) // int(tokenizer.byte_lengths.max()))
         if least > context_length:
             raise too_long(f"at least {least}", context_length)
         tokens = tokenizer.encode(prompt)

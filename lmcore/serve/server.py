@@ -21,8 +21,8 @@ from lmcore.progress import say, warn
 from lmcore.serve.app import build_app
 from lmcore.serve.connections import Connection, Door, allow_connections
 from lmcore.serve.engine import Engine
-from lmcore.serve.errors import ApiError
 from lmcore.serve.metrics import Metrics
+from lmcore.serve.refusal import ApiError
 from lmcore.serve.settings import KEEP_ALIVE_SECONDS, Settings
 from lmcore.tokenizer.base import Tokenizer
 
