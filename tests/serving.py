@@ -54,9 +54,11 @@ Start = Callable[..., Served]
 
 
 @contextmanager
-def serving(model: GPT, tokenizer: Tokenizer, batch: int = 8, **settings: Any) -> Iterator[Served]:
+def serving(
+    model: GPT, tokenizer: Tokenizer, batch: int = 8, draft_tokens: int | None = None, **settings: Any
+) -> Iterator[Served]:
     """A server in a thread, which must end well."""
-    decoder = open_decoder(model, tokenizer, batch=batch)
+    decoder = open_decoder(model, tokenizer, batch=batch, draft_tokens=draft_tokens)
     server = build_server(decoder, tokenizer, Settings(MODEL_NAME, **{"grace": 5.0, **settings}))
     bound = bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([bound],))

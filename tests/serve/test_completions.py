@@ -4,10 +4,11 @@ import itertools
 import threading
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import torch
-from serving import MODEL_NAME, Served
+from serving import MODEL_NAME, Served, Start
 from tiny import WORDS
 
 from lmcore.generate.samples import draw_samples
@@ -87,6 +88,20 @@ def test_a_stream_is_the_text_in_pieces(served: Served, stop: list[str]) -> None
     assert [one[-1] for one in reasons] == [choice.finish_reason for choice in whole.choices]
     assert not any(reason for one in reasons for reason in one[:-1])
     assert (last.choices, last.usage) == ([], whole.usage)
+
+
+def test_drafts_change_nothing(served: Served, start: Start) -> None:
+    """Several tokens of a step, of which the last ones may come after the end."""
+    drafting = start(draft_tokens=4)
+    for stop in (None, ["e", "\n"]):
+        values = {"prompt": ["the cat the cat the", "a a a a"], "n": 2, "max_tokens": 60, "stop": stop, "logprobs": 2}
+        first, second = (ask(each, **values, temperature=0.7) for each in (served, drafting))
+        assert [choice.text for choice in first.choices] == [choice.text for choice in second.choices]
+        assert [choice.logprobs.tokens for choice in first.choices] == [
+            choice.logprobs.tokens for choice in second.choices
+        ]
+        assert first.usage == second.usage
+    assert drafting.engine.decoder.tally.accepted > 0
 
 
 def test_a_text_ends_before_its_stop_string(served: Served) -> None:
@@ -173,6 +188,13 @@ def test_nothing_new_can_be_asked_for(served: Served) -> None:
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("the cat", "length")
     assert len(answer.choices[0].logprobs.token_logprobs) == 7
     assert answer.usage.completion_tokens == 0
+
+
+def test_the_page_comes_from_here_alone(served: Served) -> None:
+    answer = httpx.get(served.address)
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+    assert "/v1/completions" in answer.text
 
 
 def test_models(served: Served) -> None:

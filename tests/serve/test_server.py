@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -20,7 +21,8 @@ from lmcore.generate.samples import open_model
 from lmcore.model.folder import save_model
 from lmcore.model.gpt import GPT
 from lmcore.params import read_params
-from lmcore.serve.server import API_KEY_VARIABLE, bind, read_api_key
+from lmcore.serve.server import API_KEY_VARIABLE, bind, read_api_key, serve
+from lmcore.serve.settings import Settings
 from lmcore.tokenizer.base import Tokenizer
 
 pytestmark = [pytest.mark.xdist_group("serve"), pytest.mark.slow]
@@ -142,13 +144,23 @@ def test_a_host_that_there_is_not(host: str, message: str) -> None:
 
 
 def test_models_that_cannot_be_had(project: Path) -> None:
-    options = {"batch": 1, "draft_tokens": None, "compile": False}
+    options: dict[str, Any] = {"batch": 1, "draft_tokens": None, "compile": False}
     values = read_params(project / "params.yaml")
     with pytest.raises(ParameterError, match=r"nowhere: .* is not a folder"):
-        open_model("nowhere", values, "float32", **options)  # type: ignore[arg-type]
+        open_model("nowhere", values, "float32", **options)
     (project / "models/gpt/tokenizer.json").unlink()
     with pytest.raises(ArtifactError, match=r"tokenizer\.json does not exist"):
-        open_model("models/gpt", values, "float32", **options)  # type: ignore[arg-type]
+        open_model("models/gpt", values, "float32", **options)
+
+
+def test_an_open_door_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = {"batch": 1, "draft_tokens": None, "compile": False}
+    for host, key, is_told in [("0.0.0.0", None, True), ("0.0.0.0", "key", False), ("127.0.0.1", None, False)]:
+        with pytest.raises(ParameterError, match="nowhere"):
+            serve(Settings("nowhere", host, 0, api_key=key), read_params(project / "params.yaml"), "float32", **options)
+        told = capsys.readouterr().err
+        assert told.count("\n") == is_told
+        assert ("may use the model: set LMCORE_API_KEY or --api-key-file" in told) == is_told
 
 
 def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
