@@ -38,12 +38,12 @@ def build_app(engine: Engine, tokenizer: Tokenizer, settings: Settings, metrics:
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
-        engine.start()
+        await engine.start()
         yield
         engine.stop()
 
     app = FastAPI(title="lmcore serve", docs_url=None, redoc_url=None, lifespan=live)
-    app.add_middleware(Gate, api_key=settings.api_key, metrics=metrics)
+    app.add_middleware(Gate, settings=settings, metrics=metrics)
     add_error_handlers(app)
     add_routes_about(app, engine, settings.name, metrics)
     add_completions(app, engine, tokenizer, settings)

@@ -8,6 +8,7 @@ from lmcore.generate.decoder import Request
 from lmcore.serve.engine import TextRequest
 from lmcore.serve.protocol import CompletionRequest, Prompt
 from lmcore.serve.refusal import ApiError
+from lmcore.serve.settings import MOST_FIGURES
 from lmcore.tokenizer.base import Tokenizer
 
 
@@ -45,6 +46,14 @@ def check_request(body: CompletionRequest, limits: Limits) -> None:
             f"{len(body.prompt)} prompts with n={body.choices} are {texts} texts: this server takes at most "
             f"{limits.most_texts} at once",
             field="n" if body.choices > 1 else "prompt",
+        )
+    figures = 0 if body.logprobs is None else texts * body.new_tokens * (1 + body.logprobs)
+    if figures > MOST_FIGURES:
+        raise ApiError(
+            400,
+            f"logprobs={body.logprobs} of {texts} texts of {body.new_tokens} tokens are {figures:,} figures: this "
+            f"server gives at most {MOST_FIGURES:,} at once",
+            field="logprobs",
         )
 
 

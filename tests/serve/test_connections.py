@@ -17,7 +17,7 @@ LONG = b'{"prompt": "a", "max_tokens": 4000, "n": 2, "seed": 1, "temperature": 0
 
 
 def post(body: bytes, further: str = "") -> bytes:
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{further}"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{further}"
     return head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
@@ -75,7 +75,7 @@ def test_a_thousand_silent_connections_keep_nobody_out(start: Start, monkeypatch
     for number in range(1000):
         connection = served.connect()
         if number % 2:
-            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-")
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-")
         silent.append(connection)
     assert served.read_metric("lmcore_connections") > 1000
     assert all(is_well(served) for _ in range(5))
@@ -135,7 +135,7 @@ def send_slowly(connection: socket.socket) -> None:
 
 
 def send_half_a_second_request(connection: socket.socket) -> None:
-    connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
     time.sleep(1.2)  # longer than a request may take, and idle connections may be
     send_half_a_head(connection)
@@ -176,7 +176,7 @@ def test_who_takes_nothing_of_the_answer_is_hung_up_on(start: Start, monkeypatch
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.connect(("127.0.0.1", served.port))
-        deaf.sendall(post(b'{"prompt": "a", "max_tokens": 4000, "n": 60, "logprobs": 20, "stream": true}'))
+        deaf.sendall(post(b'{"prompt": "a", "max_tokens": 4000, "n": 5, "logprobs": 20, "stream": true}'))
         wait_until(lambda: served.read_metric("lmcore_running_texts") > 0)
         wait_until(lambda: is_idle(served), 40.0)
     assert served.read_metric("lmcore_connections") < 3

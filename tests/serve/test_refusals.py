@@ -84,6 +84,13 @@ def test_a_mistake_is_one_line(limited: Served, body: Any, message: str) -> None
         assert error["param"].replace("?", "\ud800") in body
 
 
+def test_more_figures_than_memory_is_for(start: Start) -> None:
+    served = start(queue=100, max_tokens=4000)
+    answer = served.post({"prompt": "a", "n": 10, "max_tokens": 4000, "logprobs": 20})
+    message = "logprobs=20 of 10 texts of 4000 tokens are 840,000 figures: this server gives at most 500,000 at once"
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
+
+
 def test_what_asks_for_nothing_is_accepted(served: Served) -> None:
     neutral = {"best_of": 2, "n": 2, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "suffix": ""}
     ours = {"top_k": -1, "top_p": 1, "min_p": 0, "repetition_penalty": 1, "user": "me", "logprobs": None, "stop": None}
@@ -163,6 +170,18 @@ def test_a_key(start: Start) -> None:
         served.client(api_key="else").models.list()
     client = served.client(api_key="secret-word")
     assert client.completions.create(model=MODEL_NAME, prompt="a", max_tokens=3).usage.completion_tokens == 3
+
+
+def test_a_page_from_elsewhere_has_another_name(served: Served, start: Start) -> None:
+    """Its own name, which leads here now; a server with a key may have any name."""
+    for name in ("localhost", f"localhost:{served.port}", f"127.0.0.1:{served.port}", f"[::1]:{served.port}"):
+        assert httpx.get(f"{served.address}/v1/models", headers={"Host": name}).status_code == 200
+    for name in ("evil.example", f"evil.example:{served.port}", "localhost.evil.example", ""):
+        answer = httpx.get(f"{served.address}/v1/models", headers={"Host": name})
+        assert (answer.status_code, "this server is for this machine" in answer.text) == (403, True)
+    keyed = start(api_key="word")
+    headers = {"Host": "models.example", "Authorization": "Bearer word"}
+    assert httpx.get(f"{keyed.address}/v1/models", headers=headers).status_code == 200
 
 
 def test_a_failed_engine_answers_all_and_says_so(start: Start) -> None:
