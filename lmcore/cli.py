@@ -1,4 +1,4 @@
-"""The commands beside the pipeline: `lmcore recipe`, `doctor`, `tokenizers`, `sample`, `chat`, `compare`, `harness`."""
+"""Commands beside the pipeline: `recipe`, `doctor`, `tokenizers`, `sample`, `chat`, `compare`, `harness`, `serve`."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""What the engine makes, as the choices of an answer: text, and the tokens that it is made of with their figures."""
+"""What the engine makes, as the choices of an answer: texts, and their tokens with what was measured of them."""
 
 import codecs
 import time
@@ -139,7 +139,7 @@ class AnswerWriter:
 
     def _dump(self, choices: list[Choice], usage: Usage | None, excluded: Sequence[str] = ()) -> bytes:
         answer = CompletionAnswer(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
-        return answer.model_dump_json(exclude=set(excluded)).encode()
+        return answer.model_dump_json(exclude=set(excluded), ensure_ascii=True).encode()
 
     def _count(self) -> Usage:
         prompt = sum(len(prompt.tokens) for prompt in self._prompts)

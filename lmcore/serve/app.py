@@ -15,11 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from lmcore.serve.answers import AnswerWriter, frame_event
 from lmcore.serve.engine import Engine, Item, Submission
-from lmcore.serve.errors import ApiError, explain_validation
 from lmcore.serve.gate import GONE, Gate
 from lmcore.serve.intake import Limits, TokenPrompt, build_texts, check_request, read_prompt, require_model
 from lmcore.serve.metrics import Metrics
 from lmcore.serve.protocol import CompletionRequest, StreamOptions
+from lmcore.serve.refusal import ApiError, explain_validation
 from lmcore.serve.settings import Settings
 from lmcore.tokenizer.base import Tokenizer
 
@@ -38,12 +38,12 @@ def build_app(engine: Engine, tokenizer: Tokenizer, settings: Settings, metrics:
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
-        engine.start()
+        await engine.start()
         yield
         engine.stop()
 
     app = FastAPI(title="lmcore serve", docs_url=None, redoc_url=None, lifespan=live)
-    app.add_middleware(Gate, api_key=settings.api_key, metrics=metrics)
+    app.add_middleware(Gate, settings=settings, metrics=metrics)
     add_error_handlers(app)
     add_routes_about(app, engine, settings.name, metrics)
     add_completions(app, engine, tokenizer, settings)

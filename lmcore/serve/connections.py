@@ -1,4 +1,4 @@
-"""Connections that cannot keep others out: bounded in number, in the time that a request takes to come, and in waiting.
+"""Connections that keep nobody out: bounded in number, and in the time that a request takes to come.
 
 uvicorn has a time for what lies between two requests, and none for a request that never becomes whole.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import Gauge
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from lmcore.serve.errors import ApiError
+from lmcore.serve.refusal import ApiError
 from lmcore.serve.settings import MOST_CONNECTIONS, RECEIVE_SECONDS, STALL_SECONDS
 
 SPARE_FILES = 64  # for all else that a server opens

@@ -12,10 +12,11 @@ from itertools import count
 import torch
 
 from lmcore.generate.completion import OpenTexts, Piece
-from lmcore.generate.decoder import Decoder, Measure, Request, measure_logprobs
+from lmcore.generate.decoder import Decoder, Measure, Request, Tally, measure_logprobs
+from lmcore.generate.sampling import Sampling
 from lmcore.model.gpt import GPT
-from lmcore.serve.errors import ApiError
 from lmcore.serve.metrics import Metrics
+from lmcore.serve.refusal import ApiError
 from lmcore.tokenizer.base import Tokenizer
 
 # Of prompts that are read between two steps, if there is more than one: all other texts stand still meanwhile.
@@ -122,15 +123,18 @@ class Engine:
         self._given_up: deque[int] = deque()
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop
+        self._ready: asyncio.Future[None]
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         metrics.rows.set(decoder.batch)
         metrics.waiting.set_function(lambda: len(self._waiting))
         metrics.running.set_function(lambda: len(self._running))
 
-    def start(self) -> None:
-        """Begin to work for the event loop that runs."""
+    async def start(self) -> None:
+        """Begin to work for the event loop that runs; comes back when whatever is compiled is so."""
         self._loop = asyncio.get_running_loop()
+        self._ready = self._loop.create_future()
         self._thread.start()
+        await self._ready
 
     def stop(self) -> None:
         """End after the step at hand; nothing more comes of what is open."""
@@ -177,9 +181,13 @@ class Engine:
         for submission in {text.submission for text in open_texts}:
             submission.fail(error)
             self.cancel(submission)
+        if not self._ready.done():
+            self._ready.set_exception(error)
 
     def _run(self) -> None:
         try:
+            self._warm_up()
+            self._loop.call_soon_threadsafe(self._ready.set_result, None)
             while (admitted := self._await_work()) is not None:
                 turn = Turn()
                 for text in admitted:
@@ -192,6 +200,13 @@ class Engine:
             with self._condition:
                 self.failure = error
             self._loop.call_soon_threadsafe(self.fail_all, ApiError(500, NEVER_COME))
+
+    def _warm_up(self) -> None:
+        """Decode a little: a step of one token, and one of drafts, which the repeated prompt makes."""
+        end = self.decoder.end_of_text
+        for prompt, tokens in (([end], 1), ([end] * 4, 2)):
+            list(self.decoder.decode([Request(prompt[: self.decoder.context_length], tokens, Sampling())]))
+        self.decoder.tally = Tally()
 
     def _await_work(self) -> list[Text] | None:
         """Wait until there is something to do; the texts that are to be taken in now, None at the end."""

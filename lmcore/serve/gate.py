@@ -1,15 +1,17 @@
-"""What every request passes first: the token, the kind and the size of the body; and what is counted of each."""
+"""What every request passes first: the key, the kind and the size of the body; and what is counted of each."""
 
 import hmac
+import re
 import time
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lmcore.serve.errors import ApiError
 from lmcore.serve.metrics import Metrics
-from lmcore.serve.settings import MOST_BODY_BYTES
+from lmcore.serve.refusal import ApiError
+from lmcore.serve.settings import MOST_BODY_BYTES, Settings
 
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 OPEN_PATHS = ("/", "/health")  # without a token: the page holds nothing, and asks for it
 PATHS = (*OPEN_PATHS, "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
 GONE = 499  # nginx's number for a client that did not wait for its answer
@@ -18,9 +20,12 @@ GONE = 499  # nginx's number for a client that did not wait for its answer
 class Gate:
     """Around the application; works on what is sent, before a body is read."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self.app, self._metrics = app, metrics
-        self._api_key = api_key.encode() if api_key else None
+        self._api_key = settings.api_key.encode() if settings.api_key else None
+        # Without a key, a page from elsewhere whose name is made to lead here (DNS rebinding) is no guest.
+        is_guarded = settings.host in LOCAL_NAMES and not settings.api_key
+        self._names = LOCAL_NAMES if is_guarded else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or hand it on."""
@@ -60,6 +65,9 @@ class Gate:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
+        name = re.sub(r":\d*$", "", headers.get(b"host", b"localhost").decode("latin-1"))
+        if self._names and name not in self._names:
+            return ApiError(403, f"Host={name[:60]!r}: this server is for this machine, as {', '.join(self._names)}")
         if scope["method"] == "POST":
             kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
             if kind != b"application/json":

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from lmcore.files import derive_seed
 from lmcore.generate.decoder import Request
 from lmcore.serve.engine import TextRequest
-from lmcore.serve.errors import ApiError
 from lmcore.serve.protocol import CompletionRequest, Prompt
+from lmcore.serve.refusal import ApiError
+from lmcore.serve.settings import MOST_FIGURES
 from lmcore.tokenizer.base import Tokenizer
 
 
@@ -46,6 +47,14 @@ def check_request(body: CompletionRequest, limits: Limits) -> None:
             f"{limits.most_texts} at once",
             field="n" if body.choices > 1 else "prompt",
         )
+    figures = 0 if body.logprobs is None else texts * body.new_tokens * (1 + body.logprobs)
+    if figures > MOST_FIGURES:
+        raise ApiError(
+            400,
+            f"logprobs={body.logprobs} of {texts} texts of {body.new_tokens} tokens are {figures:,} figures: this "
+            f"server gives at most {MOST_FIGURES:,} at once",
+            field="logprobs",
+        )
 
 
 def require_model(asked: str | None, served: str) -> None:
@@ -60,7 +69,7 @@ def read_prompt(prompt: Prompt, tokenizer: Tokenizer, context_length: int) -> To
     """A prompt as the model sees it. Raises ApiError for one that is too long, or for ids that there are not."""
     if isinstance(prompt, str):
         # Cut into tokens only what may fit: that takes time, of any length.
-        least = -(-len(prompt.encode()) // max(tokenizer.byte_lengths))
+        least = -(-len(prompt.encode()) // int(tokenizer.byte_lengths.max()))
         if least > context_length:
             raise too_long(f"at least {least}", context_length)
         tokens = tokenizer.encode(prompt)
@@ -69,7 +78,7 @@ def read_prompt(prompt: Prompt, tokenizer: Tokenizer, context_length: int) -> To
         if wrong := [token for token in tokens if not 0 <= token < tokenizer.vocab_size]:
             raise ApiError(
                 400,
-                f"the token {wrong[0]} is not in the vocabulary: must be 0 to {tokenizer.vocab_size - 1}",
+                f"the token {str(wrong[0])[:40]} is not in the vocabulary: must be 0 to {tokenizer.vocab_size - 1}",
                 field="prompt",
             )
     if len(tokens) > context_length:

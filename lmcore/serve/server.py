@@ -21,8 +21,8 @@ from lmcore.progress import say, warn
 from lmcore.serve.app import build_app
 from lmcore.serve.connections import Connection, Door, allow_connections
 from lmcore.serve.engine import Engine
-from lmcore.serve.errors import ApiError
 from lmcore.serve.metrics import Metrics
+from lmcore.serve.refusal import ApiError
 from lmcore.serve.settings import KEEP_ALIVE_SECONDS, Settings
 from lmcore.tokenizer.base import Tokenizer
 
@@ -131,12 +131,12 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, engine: Engine, settings: Settings) -> None:
         super().__init__(config)
-        self._engine, self._settings = engine, settings
+        self.engine, self._settings = engine, settings
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer."""
         await super().startup(sockets)
-        rows = self._engine.decoder.batch
+        rows = self.engine.decoder.batch
         for bound in sockets or []:
             say(f"{self._settings.name} is served at {locate(bound)}, {rows} texts at once; Ctrl-C ends it")
 
@@ -144,7 +144,7 @@ class Server(uvicorn.Server):
         """Take nothing new; what is open ends by itself within the time of grace, and with 503 then."""
         refusal = ApiError(503, "the server is being shut down", code="shutting_down")
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._settings.grace, self._engine.fail_all, refusal)
+        timer = loop.call_later(self._settings.grace, self.engine.fail_all, refusal)
         await super().shutdown(sockets)
         timer.cancel()
 

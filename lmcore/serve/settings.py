@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 MOST_LOGPROBS = 20  # likeliest tokens that are told of each, OpenAI's limit of chat completions
+MOST_FIGURES = 500_000  # log-probabilities of one request, some 150 bytes each until they are told
 MOST_BODY_BYTES = 4 << 20
 MOST_STOPS = 16
 RECEIVE_SECONDS = 20.0  # within which a connection must have sent a whole request

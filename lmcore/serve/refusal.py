@@ -41,7 +41,7 @@ def explain_validation(details: Iterable[Mapping[str, Any]], known: Iterable[str
     """
     first = next(iter(details))
     place = [str(part) for part in first["loc"][1:]]  # behind "body"
-    field = place[0] if place else None
+    field = place[0].encode(errors="replace").decode()[:100] if place else None
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     match first["type"]:
         case "json_invalid":
@@ -58,7 +58,7 @@ def explain_validation(details: Iterable[Mapping[str, Any]], known: Iterable[str
         case "value_error":
             return ApiError(400, f"{field}: {message}" if field else message, field=field)
         case "string_unicode":
-            return ApiError(400, f"{field}: is not valid Unicode (half of a surrogate pair)", field=field)
+            return ApiError(400, f"{field or 'the body'}: is not valid Unicode (half of a surrogate pair)", field=field)
     shown = repr(first["input"])
     shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
     return ApiError(400, f"{'.'.join(place)[:100]}={shown}: must be {message}", field=field)
