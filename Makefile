@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PORT   ?= 5000
 
 # The environment is used without activating it; DVC calls `python`, which must be the one in it.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -44,8 +45,9 @@ format: $(READY)  ## rewrite the code in the project's style
 	ruff check --fix
 	ruff format
 
-ui: $(READY)  ## compare runs in MLflow, at http://127.0.0.1:5000
-	mlflow ui --workers 1
+ui: $(READY)  ## compare runs in MLflow, at http://127.0.0.1:5000; another port: make ui PORT=5001
+	@echo "Runs and curves: http://127.0.0.1:$(PORT)/#/experiments/1?workflowType=machine_learning"
+	mlflow ui --workers 1 --port $(PORT)
 
 plots: $(READY)  ## write the curves as a page, dvc_plots/index.html
 	dvc plots show

@@ -13,6 +13,7 @@ from lmcore.errors import report_errors
 from lmcore.files import project_root
 
 Format = Literal["text", "markdown", "csv"]
+ServedWeights = Literal["float32", "bfloat16", "int8"]
 
 app = typer.Typer(
     name="lmcore",
@@ -196,6 +197,32 @@ def harness(
         find_model(model, None).folder, tasks, include=include, limit=limit, device=device, batch_size=batch_size
     ):
         typer.echo(line)
+
+
+@app.command()
+def serve(
+    model: ModelName = "models/gpt",
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in: set a key then.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    batch: Annotated[int, typer.Option(min=1, help="Texts decoded at once.")] = 64,
+    queue: Annotated[int, typer.Option(min=0, help="Texts that may wait; more are refused (429).")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The most that a request may ask for.")] = 4096,
+    weights: Annotated[ServedWeights, typer.Option(help="int8 is for a CPU.")] = "float32",
+    draft_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens guessed at once from the text so far.")
+    ] = None,
+    compile: Compile = False,  # noqa: A002
+    grace: Annotated[float, typer.Option(min=0.0, max=86400.0, help="Seconds for what is open at the end.")] = 30.0,
+    api_key_file: Annotated[Path | None, typer.Option(help="Clients must show its word; or LMCORE_API_KEY.")] = None,
+) -> None:
+    """Serve a model by HTTP as OpenAI's completions API has it, and a page in which to see it write."""
+    from lmcore.params import read_params
+    from lmcore.serve.server import read_api_key, serve
+    from lmcore.serve.settings import Settings
+
+    settings = Settings(model, host, port, queue, max_tokens, grace, read_api_key(api_key_file))
+    values = read_params(project_root() / "params.yaml")
+    serve(settings, values, weights, batch=batch, draft_tokens=draft_tokens, compile=compile)
 
 
 @app.command()

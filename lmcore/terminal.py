@@ -10,15 +10,10 @@ from typing import Any
 from lmcore.errors import ParameterError
 from lmcore.generate.completion import complete
 from lmcore.generate.decoder import Decoder
-from lmcore.generate.samples import build_request, encode_prompt, number_samples, open_decoder
+from lmcore.generate.samples import build_request, encode_prompt, number_samples, open_model
 from lmcore.generate.settings import SampleParams
-from lmcore.generate.weights import convert_weights
-from lmcore.hardware import HardwareParams, choose_device, explain_uncompilable
-from lmcore.hub import find_model
-from lmcore.model.folder import load_model
 from lmcore.params import parse_section
 from lmcore.tokenizer.base import Tokenizer
-from lmcore.tokenizer.load import load_tokenizer
 
 HINT = "type how a text begins; the model goes on, then you. Empty: it goes on; /new: a new text; Ctrl-D: the end."
 
@@ -35,15 +30,13 @@ class Writer:
         section = values.get("sample")
         wanted = {**section, **given} if isinstance(section, dict) else section
         self.params = parse_section(SampleParams, "sample", wanted)
-        device = choose_device(parse_section(HardwareParams, "hardware", values.get("hardware")), values)
-        if compile and (obstacle := explain_uncompilable(device)):
-            raise ParameterError(f"--compile: {obstacle}; leave it out")
-        folder = find_model(name, None).folder
-        model = convert_weights(load_model(folder, device), self.params.weights)
-        self.tokenizer: Tokenizer = load_tokenizer(folder)
-        self.context_length = model.params.context_length
         drafts = self.params.draft_tokens
-        self.decoder: Decoder = open_decoder(model, self.tokenizer, batch=1, draft_tokens=drafts, compile=compile)
+        self.decoder: Decoder
+        self.tokenizer: Tokenizer
+        self.decoder, self.tokenizer = open_model(
+            name, values, self.params.weights, batch=1, draft_tokens=drafts, compile=compile
+        )
+        self.context_length = self.decoder.context_length
         self.seconds = 0.0
 
     def encode(self, prompt: str) -> list[int]:

@@ -15,7 +15,10 @@ def main() -> None:
         for stage in ("train", "evaluate")
     }
     corpus = read_json(Path("data/raw/manifest.json"), "run dvc repro download")
-    metrics = export_model(params, Path("models/gpt"), Path("models/export"), corpus=corpus, figures=figures)
+    curve = Path("reports/plots/training.svg")
+    metrics = export_model(
+        params, Path("models/gpt"), Path("models/export"), corpus=corpus, figures=figures, curve=curve
+    )
     write_json(Path("reports/metrics/export.json"), metrics)
 
 

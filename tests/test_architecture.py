@@ -32,6 +32,7 @@ FLOORS = [
         "lmcore/lineage",
         "lmcore/pyfunc.py",
         "lmcore/recipes.py",
+        "lmcore/serve",
         "lmcore/terminal.py",
         "lmcore/validate.py",
     ],
@@ -50,6 +51,7 @@ HOMES: dict[str, str | tuple[str, str]] = {
     "dvc": "lmcore/lineage/project.py",
     "dvc_data": "lmcore/lineage/project.py",
     "fsspec": "lmcore/corpus/remote.py",
+    "fastapi": "lmcore/serve",
     "gguf": "lmcore/export/llama_cpp.py",
     "huggingface_hub": ("lmcore/corpus/remote.py", "lmcore/hub.py"),
     "lm_eval": "lmcore/evaluate/harness.py",
@@ -57,6 +59,7 @@ HOMES: dict[str, str | tuple[str, str]] = {
     "mlflow": ("lmcore/pyfunc.py", "lmcore/tracking"),
     "pandas": ("lmcore/corpus/schema.py", "lmcore/pyfunc.py"),
     "pandera": "lmcore/corpus/schema.py",
+    "prometheus_client": "lmcore/serve",
     "ray": "lmcore/cluster.py",
     "ruamel": ("lmcore/params.py", "lmcore/rewrite.py"),
     "tensorboard": "lmcore/tracking/tensorboard_backend.py",
@@ -64,6 +67,7 @@ HOMES: dict[str, str | tuple[str, str]] = {
     "tokenizers": "lmcore/tokenizer",
     "transformers": "lmcore/export/reference.py",
     "typer": "lmcore/cli.py",
+    "uvicorn": "lmcore/serve",
     "wandb": "lmcore/tracking/wandb_backend.py",
 }
 WITHOUT_TORCH = ["lmcore/corpus", "lmcore/tokenizer", "lmcore/tokens"]

@@ -15,6 +15,8 @@ from projects import SMALL, Project, finished_once
 from ruamel.yaml import YAML
 from tiny import GPT2_MODEL
 
+from lmcore.train.speed import SPEED_FILE
+
 pytestmark = pytest.mark.slow
 
 OUTPUTS = ("data", "models", "reports", "dvc.lock")
@@ -59,7 +61,9 @@ def test_dvc_shows_what_a_user_asks_for(finished: Project) -> None:
         assert stage in finished.run("dvc", "dag")
     assert "bits_per_byte" in finished.run("dvc", "metrics", "show")
     finished.run("dvc", "plots", "show", "--out", "dvc_plots")
-    assert (finished.folder / "dvc_plots" / "index.html").exists()
+    page = (finished.folder / "dvc_plots" / "index.html").read_text()
+    for title in ("Training and validation loss", "Tokens per second of the latest trainings here"):
+        assert title in page
     assert "train.batch_size" in finished.run("dvc", "exp", "show", "--csv")
 
 
@@ -89,6 +93,10 @@ def test_experiments_run_only_what_they_change(finished: Project) -> None:
     assert "Running stage 'encode'" not in output
     assert finished.metrics("train")["tokens"] == 12 * 8 * 16
     assert finished.contents("models/gpt") != weights
+    # The table of speeds has both trainings, and git does not see it.
+    speeds = (finished.folder / SPEED_FILE).read_text().splitlines()[1:]
+    assert len({line.rpartition(",")[2] for line in speeds}) == 2
+    assert SPEED_FILE not in finished.status()
     finished.run("git", "checkout", "--quiet", "--", ".")
     finished.run("dvc", "checkout", "--quiet")
     assert finished.contents("models/gpt") == weights

@@ -78,7 +78,7 @@ class CardFacts:
     """What a card is written from.
 
     `corpus` is the download's manifest, `lineage` the model's lineage.json, `figures` metrics by the stage's name,
-    `gguf` the name of that file, if there is one.
+    `gguf` and `curve` the names of that file and of the training's picture beside the card, if there are such.
     """
 
     name: str
@@ -92,6 +92,7 @@ class CardFacts:
     corpus: Figures
     lineage: Figures
     figures: Mapping[str, Figures]
+    curve: str | None = None
 
 
 def render_card(facts: CardFacts) -> str:
@@ -105,7 +106,8 @@ def render_card(facts: CardFacts) -> str:
         USAGE.format(folder=json.dumps(facts.folder), prompt=prompt, new_tokens=new_tokens)
         + (GGUF.format(file=facts.gguf, folder=facts.folder, prompt=json.dumps(opening or "The")) if facts.gguf else "")
         + (ONE_DOCUMENT if facts.model.document_mask else ""),
-        f"## Figures\n\n{_table(('figure', 'value'), _figures(facts))}",
+        f"## Figures\n\n{_table(('figure', 'value'), _figures(facts))}"
+        + (f"\n\n![Training and validation loss by step]({facts.curve})" if facts.curve else ""),
         f"## Parameters\n\n{_table(('parameter', 'value'), _parameters(facts))}",
         f"## Lineage\n\n{_table(('made from', 'fingerprint or version'), _lineage(facts))}",
     ]

@@ -1,6 +1,7 @@
 """The trained model as a folder that Hugging Face transformers loads, compared with the original before it appears."""
 
 import reprlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -46,17 +47,20 @@ def export_model(
     *,
     corpus: Mapping[str, Any],
     figures: Mapping[str, Mapping[str, Any]],
+    curve: Path | None = None,
 ) -> dict[str, Any]:
     """Write the Hugging Face folder `out`, once transformers has loaded it and computed what our model computes.
 
-    For the model card: `corpus` is the download's manifest, `figures` are other stages' metrics by the stage's name; it
-    leaves out what is absent.
+    For the model card: `corpus` is the download's manifest, `figures` are other stages' metrics by the stage's name,
+    `curve` a picture of the training, which is copied; it leaves out what is absent.
 
     Returns the metrics architecture, parameters, bytes, max_abs_logit_difference (see `compare_logits`), and those of
     `write_gguf` if that file was asked for. Raises ParameterError for a model that transformers has no architecture
-    for, ArtifactError when the written folder does not load or computes something else, LmcoreError without
-    transformers.
+    for, ArtifactError when the written folder does not load or computes something else or `curve` is not there,
+    LmcoreError without transformers.
     """
+    if curve and not curve.exists():
+        raise ArtifactError(f"{curve} is missing: run dvc repro train")
     model, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
     architecture = require_architecture(model.params)
     transformers = import_transformers()
@@ -83,7 +87,10 @@ def export_model(
             corpus={} if "tokenized" in lineage else corpus,  # the download's text is not what it was trained on
             lineage=lineage,
             figures={**figures, "export": metrics},
+            curve=curve.name if curve else None,
         )
+        if curve:
+            shutil.copyfile(curve, folder / curve.name)
         write_text(folder / "README.md", render_card(facts))
     return metrics
 

@@ -73,30 +73,53 @@ class TextStream:
         return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)
 
 
-def complete(decoder: Decoder, tokenizer: Tokenizer, requests: Iterable[Request]) -> Iterator[Piece]:
-    """The texts of all `requests`, piece by piece as they come; a request's place in the list is its pieces' `key`."""
-    streams: list[TextStream] = []
+class OpenTexts:
+    """The texts that a decoder works on, as text: what comes token by token goes out piece by piece."""
 
-    def open_streams() -> Iterator[Request]:
-        for request in requests:
-            streams.append(TextStream(tokenizer, request.stop))
-            yield request
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer) -> None:
+        self._decoder, self._tokenizer = decoder, tokenizer
+        self._streams: dict[int, TextStream] = {}
 
-    for token in decoder.decode(open_streams()):
-        stream = streams[token.key]
-        if stream.stopped:
-            continue  # of the same step
-        at_end = token.token == decoder.end_of_text
+    def open(self, key: int, stop: Sequence[str]) -> None:
+        """A text `key` that ends before any of `stop`; the decoder is given it by whoever calls this."""
+        self._streams[key] = TextStream(self._tokenizer, stop)
+
+    def discard(self, key: int) -> None:
+        """Give up the text `key`, in the decoder too, if it is still open."""
+        if self._streams.pop(key, None):
+            self._decoder.cancel(key)
+
+    def read(self, token: Token) -> Piece | None:
+        """What a text goes on with by its next token; None for one that comes after its end, of the same step."""
+        stream = self._streams.get(token.key)
+        if stream is None:
+            return None
+        at_end = token.token == self._decoder.end_of_text
         text = "" if at_end else stream.feed(token.token)
         if token.is_last and not stream.stopped:
             text += stream.close()
         finish: Finish | None = None
         if stream.stopped:
             finish = "stop"
-            decoder.cancel(token.key)
         elif token.is_last:
             finish = "end_of_text" if at_end else "length"
-        yield Piece(token.key, text, token, finish)
+        if finish:
+            self.discard(token.key)
+        return Piece(token.key, text, token, finish)
+
+
+def complete(decoder: Decoder, tokenizer: Tokenizer, requests: Iterable[Request]) -> Iterator[Piece]:
+    """The texts of all `requests`, piece by piece as they come; a request's place in the list is its pieces' `key`."""
+    texts = OpenTexts(decoder, tokenizer)
+
+    def open_texts() -> Iterator[Request]:
+        for key, request in enumerate(requests):
+            texts.open(key, request.stop)
+            yield request
+
+    for token in decoder.decode(open_texts()):
+        if piece := texts.read(token):
+            yield piece
 
 
 def collect(pieces: Iterable[Piece], count: int) -> list[Completion]:

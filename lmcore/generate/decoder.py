@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice, takewhile
+from itertools import islice, takewhile
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lmcore.generate.compiled import CompiledStep
@@ -43,6 +45,10 @@ class Token:
     likeliest: tuple[tuple[int, float], ...] = ()
 
 
+# Of a chosen token: its log-probability, and the likeliest tokens with theirs.
+Measure = tuple[float | None, tuple[tuple[int, float], ...]]
+
+
 @dataclass
 class Row:
     """A text in work, in the cache's row of the same place: what the model sees of it but for the last token."""
@@ -50,7 +56,7 @@ class Row:
     key: int
     request: Request
     tokens: list[int]
-    draws: Tensor  # (max_new_tokens,), one for each new token, whatever else is decoded
+    draws: NDArray[np.float64]  # (max_new_tokens,), one for each new token, whatever else is decoded
     drafts: DraftSource | None
     start: int = 0  # of what the model sees, in `tokens`
 
@@ -135,7 +141,7 @@ class Decoder:
         assert request.prompt
         assert request.max_new_tokens > 0
         generator = torch.Generator().manual_seed(request.seed)
-        draws = torch.rand(request.max_new_tokens, generator=generator, dtype=torch.float64)
+        draws = torch.rand(request.max_new_tokens, generator=generator, dtype=torch.float64).numpy()
         row = Row(key, request, list(request.prompt), draws, self.open_drafts and self.open_drafts())
         self.rows.append(row)
         if len(row.tokens) > self.context_length:
@@ -168,10 +174,11 @@ class Decoder:
         unread = [[row.tokens[-1], *draft] for row, draft in zip(self.rows, drafts, strict=True)]
         unread = [some + [0] * (time - len(some)) for some in unread]
         logits = self._compute_logits(unread, starts)  # (B, T, V)
-        chosen = self._choose(logits, drafts)
+        chosen = [keep_right(*pair) for pair in zip(drafts, self._choose(logits, drafts), strict=True)]
+        measured = measure_logprobs(logits, chosen, [row.request.logprobs for row in self.rows])
         new: list[Token] = []
-        for place, row in enumerate(self.rows):
-            new += self._take(row, drafts[place], chosen[place], logits[place])
+        for row, draft, tokens, measures in zip(self.rows, drafts, chosen, measured, strict=True):
+            new += self._take(row, draft, tokens, measures)
         ended = {token.key for token in new if token.is_last}
         for place in reversed(range(len(self.rows))):
             if self.rows[place].key in ended:
@@ -201,32 +208,35 @@ class Decoder:
         chosen: list[list[int]] = [[] for _ in drafts]
         places = [(row, at) for row, draft in enumerate(drafts) for at in range(len(draft) + 1)]
         places = [(row, at) for row, at in places if self.rows[row].new + at < self.rows[row].request.max_new_tokens]
-        for sampling, group in groupby(places, key=lambda place: self.rows[place[0]].request.sampling):
-            some = list(group)
+        groups: dict[Sampling, list[tuple[int, int]]] = {}
+        for row, at in places:
+            groups.setdefault(self.rows[row].request.sampling, []).append((row, at))
+        picked: dict[tuple[int, int], int] = {}
+        for sampling, some in groups.items():
             index = torch.tensor(some, device=self.device).T
-            draws = torch.stack([self.rows[row].draws[self.rows[row].new + at] for row, at in some])
-            texts = [self.rows[row].tokens + drafts[row][:at] for row, at in some]
+            draws = torch.tensor([self.rows[row].draws[self.rows[row].new + at] for row, at in some])
+            looks_back = sampling.repetition_penalty != 1
+            texts = [self.rows[row].tokens + drafts[row][:at] for row, at in some] if looks_back else []
             scores = logits[index[0], index[1]]  # a copy
             tokens = choose(scores.index_fill_(1, self.forbidden, -torch.inf), sampling, draws, texts).tolist()
-            for (row, _), token in zip(some, tokens, strict=True):
-                chosen[row].append(token)
+            picked.update(zip(some, tokens, strict=True))
+        for row, at in places:
+            chosen[row].append(picked[row, at])
         return chosen
 
-    def _take(self, row: Row, draft: list[int], chosen: list[int], logits: Tensor) -> list[Token]:
-        """Append to a row what was chosen, as far as the drafts before it were right, and tell it."""
-        right = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(draft, chosen, strict=False))))
+    def _take(self, row: Row, draft: list[int], chosen: list[int], measured: list[Measure]) -> list[Token]:
+        """Append to a row what was chosen, all drafts but the last one being right, and tell it."""
         new = []
-        for at, token in enumerate(chosen[: right + 1]):
+        for token, measure in zip(chosen, measured, strict=True):
             row.tokens.append(token)
             is_last = token == self.end_of_text or row.new == row.request.max_new_tokens
-            measured = measure_logprobs(logits[at], token, row.request.logprobs)
-            new.append(Token(row.key, token, is_last, *measured))
+            new.append(Token(row.key, token, is_last, *measure))
             if is_last:
                 break
         self.tally.forwards += 1
         self.tally.tokens += len(new)
         self.tally.drafted += len(draft)
-        self.tally.accepted += min(right, len(new))
+        self.tally.accepted += min(len(chosen) - 1, len(new))
         return new
 
     def _draft(self, row: Row) -> list[int]:
@@ -253,12 +263,33 @@ class Decoder:
             self.rows[place] = last
 
 
+def keep_right(draft: list[int], chosen: list[int]) -> list[int]:
+    """Of what was `chosen` after each token of a draft, what counts: the draft as far as it was right, and one more."""
+    right = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(draft, chosen, strict=False))))
+    return chosen[: right + 1]
+
+
 def measure_logprobs(
-    logits: Tensor, token: int, count: int | None
-) -> tuple[float | None, tuple[tuple[int, float], ...]]:
-    """The log-probability of `token` by `logits` (V,), and the `count` likeliest; nothing for None."""
-    if count is None:
-        return None, ()
-    logprobs = logits.log_softmax(-1)
-    best = logprobs.topk(min(count, len(logprobs)))
-    return float(logprobs[token]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    logits: Tensor, chosen: Sequence[Sequence[int]], counts: Sequence[int | None]
+) -> list[list[Measure]]:
+    """For each row's chosen tokens, their log-probabilities by `logits` (B, T, V) and its `counts` likeliest tokens.
+
+    Nothing where a count is None. Those of all rows are computed at once, which gives the same bits as one by one.
+    """
+    measured: list[list[Measure]] = [[(None, ())] * len(tokens) for tokens in chosen]
+    places = [(row, at) for row, tokens in enumerate(chosen) if counts[row] is not None for at in range(len(tokens))]
+    if not places:
+        return measured
+    index = torch.tensor(places, device=logits.device).T
+    logprobs = logits[index[0], index[1]].log_softmax(-1)  # (N, V)
+    tokens = torch.tensor([chosen[row][at] for row, at in places], device=logits.device)
+    own = logprobs.gather(1, tokens[:, None]).flatten().tolist()
+    likeliest: dict[int, tuple[tuple[int, float], ...]] = {}
+    for count in {count for count in counts if count}:
+        some = [number for number, (row, _) in enumerate(places) if counts[row] == count]
+        best = logprobs[some].topk(min(count, logprobs.shape[1]))
+        for number, ids, values in zip(some, best.indices.tolist(), best.values.tolist(), strict=True):
+            likeliest[number] = tuple(zip(ids, values, strict=True))
+    for number, ((row, at), logprob) in enumerate(zip(places, own, strict=True)):
+        measured[row][at] = (logprob, likeliest.get(number, ()))
+    return measured

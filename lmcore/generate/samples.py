@@ -1,16 +1,24 @@
 """The samples of a list of prompts."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from lmcore.errors import ParameterError
 from lmcore.files import derive_seed
 from lmcore.generate.completion import Completion, collect, complete
 from lmcore.generate.decoder import Decoder, Request, Tally
 from lmcore.generate.drafts import PromptLookup
 from lmcore.generate.settings import SampleParams
 from lmcore.generate.vocabulary import list_text_tokens, require_vocabulary
+from lmcore.generate.weights import Weights, convert_weights
+from lmcore.hardware import HardwareParams, choose_device, explain_uncompilable
+from lmcore.hub import find_model
+from lmcore.model.folder import load_model
 from lmcore.model.gpt import GPT
+from lmcore.params import parse_section
 from lmcore.progress import warn
 from lmcore.tokenizer.base import Tokenizer
+from lmcore.tokenizer.load import load_tokenizer
 
 MOST_ROWS = 64
 CACHE_BYTES = 1 << 30
@@ -58,6 +66,27 @@ def open_decoder(
         capacity=capacity,
         compile=compile,
     )
+
+
+def open_model(
+    name: str,
+    values: dict[str, Any],
+    weights: Weights,
+    *,
+    batch: int,
+    draft_tokens: int | None,
+    compile: bool,  # noqa: A002
+) -> tuple[Decoder, Tokenizer]:
+    """The engine and the tokenizer of a model, `name` as `find_model` has it, on the device of params.yaml's `values`.
+
+    Raises ParameterError and ArtifactError where one of them cannot be had.
+    """
+    device = choose_device(parse_section(HardwareParams, "hardware", values.get("hardware")), values)
+    if compile and (obstacle := explain_uncompilable(device)):
+        raise ParameterError(f"--compile: {obstacle}; leave it out")
+    folder = find_model(name, None).folder
+    model, tokenizer = convert_weights(load_model(folder, device), weights), load_tokenizer(folder)
+    return open_decoder(model, tokenizer, batch=batch, draft_tokens=draft_tokens, compile=compile), tokenizer
 
 
 def draw_samples(model: GPT, tokenizer: Tokenizer, params: SampleParams) -> tuple[list[Sample], Tally]:

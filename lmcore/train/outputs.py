@@ -11,6 +11,7 @@ from lmcore.model.gpt import GPT
 from lmcore.plots import draw_training
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.train.run import Record, Run
+from lmcore.train.speed import write_speed
 
 MODEL_FOLDER = Path("models/gpt")
 METRICS_FILE = Path("reports/metrics/train.json")
@@ -30,6 +31,7 @@ def write_outputs(
 ) -> None:
     """The model folder, metrics and curve: a pure function of the weights, the records and the fingerprints.
 
+    The table of speeds is not, and so git ignores it.
     `figures` are metrics of the text beside those of the log.
     """
     metrics = {**summarise(run.records), **figures}
@@ -41,6 +43,7 @@ def write_outputs(
     rows = thin(run.records, CURVE_ROWS)
     write_text(CURVE_FILE, format_curve(rows))
     draw_training(rows, PICTURE_FILE)
+    write_speed(run.folder)
 
 
 def summarise(records: list[Record]) -> dict[str, Any]:

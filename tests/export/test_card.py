@@ -33,6 +33,7 @@ def make_card(
     figures: dict[str, dict[str, Any]],
     corpus: dict[str, Any] | None = None,
     gguf: str | None = None,
+    curve: str | None = None,
 ) -> str:
     facts = CardFacts(
         name="tiny-python",
@@ -46,6 +47,7 @@ def make_card(
         corpus=corpus or {},
         lineage=lineage,
         figures={"export": EXPORT, **figures},
+        curve=curve,
     )
     return render_card(facts)
 
@@ -174,3 +176,8 @@ def test_a_file_for_llama_cpp_is_mentioned() -> None:
     assert 'llama-cli -m models/export/tiny-python.gguf -no-cnv -p "import "' in card
     assert "| GGUF file in bytes | 1,234 |" in card.splitlines()
     assert "llama" not in make_card(LINEAGE, {}, CORPUS)
+
+
+def test_the_curve_is_shown_where_there_is_one() -> None:
+    assert "![Training and validation loss by step](training.svg)" in make_card(LINEAGE, {}, curve="training.svg")
+    assert "![" not in make_card(LINEAGE, {})

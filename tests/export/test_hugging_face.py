@@ -173,3 +173,14 @@ def test_without_transformers_the_way_out_is_named(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(LmcoreError, match=r"pip install -e '\.\[hf\]'"):
         export_model(FLOAT32, tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={})
+
+
+def test_the_trainings_curve_lies_beside_the_card(tmp_path: Path) -> None:
+    write_model(tmp_path / "gpt", MODERN)
+    curve = tmp_path / "training.svg"
+    with pytest.raises(ArtifactError, match=r"training\.svg is missing: run dvc repro train"):
+        export_model(FLOAT32, tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={}, curve=curve)
+    curve.write_text("<svg/>")
+    export_model(FLOAT32, tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={}, curve=curve)
+    assert (tmp_path / "export" / "training.svg").read_text() == "<svg/>"
+    assert "](training.svg)" in (tmp_path / "export" / "README.md").read_text()

@@ -1,0 +1,187 @@
+"""The routes: OpenAI's completions and models, health, metrics, and the page."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from lmcore.serve.answers import AnswerWriter, frame_event
+from lmcore.serve.engine import Engine, Item, Submission
+from lmcore.serve.gate import GONE, Gate
+from lmcore.serve.intake import Limits, TokenPrompt, build_texts, check_request, read_prompt, require_model
+from lmcore.serve.metrics import Metrics
+from lmcore.serve.protocol import CompletionRequest, StreamOptions
+from lmcore.serve.refusal import ApiError, explain_validation
+from lmcore.serve.settings import Settings
+from lmcore.tokenizer.base import Tokenizer
+
+PAGE = Path(__file__).with_name("page.html")
+# What the page may load: itself. It shows text that a model wrote.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline' data:; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+KNOWN_FIELDS = [*CompletionRequest.model_fields, *StreamOptions.model_fields]
+NO_CHAT = "this server has a base model, which goes on with a text and knows no turns: use /v1/completions"
+
+
+def build_app(engine: Engine, tokenizer: Tokenizer, settings: Settings, metrics: Metrics) -> FastAPI:
+    """The application; it starts the engine with itself, and stops it."""
+
+    @asynccontextmanager
+    async def live(_: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        yield
+        engine.stop()
+
+    app = FastAPI(title="lmcore serve", docs_url=None, redoc_url=None, lifespan=live)
+    app.add_middleware(Gate, settings=settings, metrics=metrics)
+    add_error_handlers(app)
+    add_routes_about(app, engine, settings.name, metrics)
+    add_completions(app, engine, tokenizer, settings)
+    return app
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Whatever goes wrong is told in OpenAI's shape."""
+
+    @app.exception_handler(ApiError)
+    async def refuse(_: Request, error: ApiError) -> JSONResponse:
+        return error.respond()
+
+    @app.exception_handler(RequestValidationError)
+    async def explain(_: Request, error: RequestValidationError) -> JSONResponse:
+        return explain_validation(error.errors(), KNOWN_FIELDS).respond()
+
+    @app.exception_handler(HTTPException)
+    async def reshape(request: Request, error: HTTPException) -> JSONResponse:
+        message = (
+            f"{request.method} {request.url.path[:100]}: {error.detail}"
+            if error.status_code in (404, 405)
+            else error.detail
+        )
+        return ApiError(error.status_code, message, headers=error.headers).respond()
+
+    @app.exception_handler(Exception)
+    async def fail(_request: Request, _error: Exception) -> JSONResponse:
+        return ApiError(500, "the server failed at this request; its log has more").respond()
+
+
+def add_routes_about(app: FastAPI, engine: Engine, model: str, metrics: Metrics) -> None:
+    """What tells of the server."""
+    described = {"id": model, "object": "model", "created": 0, "owned_by": "lmcore"}
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [described]}
+
+    @app.get("/v1/models/{name:path}")
+    async def show_model(name: str) -> dict[str, Any]:
+        require_model(name, model)
+        return described
+
+    @app.get("/health")
+    async def tell_health() -> JSONResponse:
+        if engine.failure:
+            return JSONResponse({"status": "failed", "reason": type(engine.failure).__name__}, 503)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics")
+    async def tell_metrics() -> Response:
+        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/")
+    async def show_page() -> FileResponse:
+        return FileResponse(PAGE, headers=PAGE_HEADERS)
+
+    @app.post("/v1/chat/completions")
+    async def refuse_chat() -> None:
+        raise ApiError(404, NO_CHAT, code="no_chat")
+
+
+def add_completions(app: FastAPI, engine: Engine, tokenizer: Tokenizer, settings: Settings) -> None:
+    """What the server is for."""
+    context_length = engine.decoder.context_length
+    limits = Limits(settings.name, settings.max_tokens, engine.most_texts)
+
+    @app.post("/v1/completions")
+    async def complete(body: CompletionRequest, request: Request) -> Response:
+        check_request(body, limits)
+
+        def read_prompts() -> list[TokenPrompt]:
+            return [read_prompt(prompt, tokenizer, context_length) for prompt in body.prompt]
+
+        prompts = await asyncio.to_thread(read_prompts)
+        writer = AnswerWriter(body, prompts, settings.name, tokenizer)
+        submission = engine.submit(build_texts(body, prompts), streams=bool(body.stream))
+        answered = False
+        try:
+            items = await read_unless_gone(submission, request)
+            answered = items is not None and bool(body.stream)
+        finally:
+            if not answered:
+                engine.cancel(submission)
+        if items is None:
+            return Response(status_code=GONE)
+        if body.stream:
+            return EventStream(engine, submission, writer, items)
+        return Response(writer.write(items), media_type="application/json")
+
+
+async def read_unless_gone(submission: Submission, request: Request) -> list[Item] | None:
+    """What comes first of a submission, which is all without streaming; None if the client hangs up before."""
+    reading = asyncio.ensure_future(submission.read())
+    leaving = asyncio.ensure_future(await_hang_up(request))
+    try:
+        await asyncio.wait([reading, leaving], return_when=asyncio.FIRST_COMPLETED)
+        return reading.result() if reading.done() else None
+    finally:
+        reading.cancel()
+        leaving.cancel()
+
+
+async def await_hang_up(request: Request) -> None:
+    """Come back when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(StreamingResponse):
+    """The pieces of a submission as server-sent events, as they come; the rest is given up when the client goes."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, engine: Engine, submission: Submission, writer: AnswerWriter, first: list[Item]) -> None:
+        self._engine, self._submission = engine, submission
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(iterate_events(submission, writer, first), headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._engine.cancel(self._submission)
+
+
+async def iterate_events(submission: Submission, writer: AnswerWriter, items: list[Item]) -> AsyncIterator[bytes]:
+    """All events of a stream that begins with `items`; an error that comes between is the last one."""
+    try:
+        while True:
+            if events := writer.write_events(items):
+                yield events
+            if submission.is_over:
+                break
+            items = await submission.read()
+    except ApiError as error:
+        yield frame_event(bytes(error.respond().body))
+        return
+    yield writer.write_end()

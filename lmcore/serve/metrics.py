@@ -1,0 +1,40 @@
+"""What Prometheus may know of a server: requests, tokens, the queue, and how long things took."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+RATES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
+
+
+class Metrics:
+    """One server's figures."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("lmcore_requests", "Answers", ["path", "status"], registry=registry)
+        self.request_seconds = Histogram(
+            "lmcore_request_seconds",
+            "From a request's head to its answer's end",
+            ["path"],
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self.prompt_tokens = Counter("lmcore_prompt_tokens", "Tokens of prompts taken in", registry=registry)
+        self.generated_tokens = Counter("lmcore_generated_tokens", "Tokens decoded", registry=registry)
+        self.waiting = Gauge("lmcore_waiting_texts", "Texts in the queue", registry=registry)
+        self.running = Gauge("lmcore_running_texts", "Rows in use", registry=registry)
+        self.rows = Gauge("lmcore_rows", "Texts that are decoded at once at most", registry=registry)
+        self.connections = Gauge("lmcore_connections", "Open connections", registry=registry)
+        self.first_token_seconds = Histogram(
+            "lmcore_time_to_first_token_seconds",
+            "From asking to a text's first token",
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self.text_rate = Histogram(
+            "lmcore_text_tokens_per_second", "Of each finished text, queue included", registry=registry, buckets=RATES
+        )
+
+    def render(self) -> bytes:
+        """In Prometheus's text format."""
+        return generate_latest(self.registry)
