@@ -16,7 +16,15 @@ from starlette.types import Receive, Scope, Send
 from lmcore.serve.answers import AnswerWriter, frame_event
 from lmcore.serve.engine import Engine, Item, Submission
 from lmcore.serve.gate import GONE, Gate
-from lmcore.serve.intake import Limits, TokenPrompt, build_texts, check_request, read_prompt, require_model
+from lmcore.serve.intake import (
+    Limits,
+    TokenPrompt,
+    build_texts,
+    check_figures,
+    check_request,
+    read_prompt,
+    require_model,
+)
 from lmcore.serve.metrics import Metrics
 from lmcore.serve.protocol import CompletionRequest, StreamOptions
 from lmcore.serve.refusal import ApiError, explain_validation
@@ -29,7 +37,7 @@ PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline' data:; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
-KNOWN_FIELDS = [*CompletionRequest.model_fields, *StreamOptions.model_fields]
+KNOWN_FIELDS = {"": [*CompletionRequest.model_fields], "stream_options": [*StreamOptions.model_fields]}
 NO_CHAT = "this server has a base model, which goes on with a text and knows no turns: use /v1/completions"
 
 
@@ -120,6 +128,7 @@ def add_completions(app: FastAPI, engine: Engine, tokenizer: Tokenizer, settings
             return [read_prompt(prompt, tokenizer, context_length) for prompt in body.prompt]
 
         prompts = await asyncio.to_thread(read_prompts)
+        check_figures(body, prompts)
         writer = AnswerWriter(body, prompts, settings.name, tokenizer)
         submission = engine.submit(build_texts(body, prompts), streams=bool(body.stream))
         answered = False

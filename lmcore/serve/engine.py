@@ -237,8 +237,8 @@ class Engine:
         self.decoder.admit(text.key, request)
 
     def _step(self, turn: Turn) -> None:
-        now = time.monotonic()
-        for token in self.decoder.step():
+        tokens, now = self.decoder.step(), time.monotonic()
+        for token in tokens:
             piece = self._texts.read(token)
             text = self._running.get(token.key)  # not there once the client has gone
             if piece is None or text is None:

@@ -47,14 +47,6 @@ def check_request(body: CompletionRequest, limits: Limits) -> None:
             f"{limits.most_texts} at once",
             field="n" if body.choices > 1 else "prompt",
         )
-    figures = 0 if body.logprobs is None else texts * body.new_tokens * (1 + body.logprobs)
-    if figures > MOST_FIGURES:
-        raise ApiError(
-            400,
-            f"logprobs={body.logprobs} of {texts} texts of {body.new_tokens} tokens are {figures:,} figures: this "
-            f"server gives at most {MOST_FIGURES:,} at once",
-            field="logprobs",
-        )
 
 
 def require_model(asked: str | None, served: str) -> None:
@@ -95,6 +87,20 @@ def too_long(tokens: str, context_length: int) -> ApiError:
         field="prompt",
         code="context_length_exceeded",
     )
+
+
+def check_figures(body: CompletionRequest, prompts: list[TokenPrompt]) -> None:
+    """Raise ApiError for log-probabilities of more tokens than memory is for."""
+    if body.logprobs is None:
+        return
+    tokens = sum(body.new_tokens + (len(prompt.told) if body.echo else 0) for prompt in prompts) * body.choices
+    if (figures := tokens * (1 + body.logprobs)) > MOST_FIGURES:
+        raise ApiError(
+            400,
+            f"logprobs={body.logprobs} of {tokens:,} tokens in all are {figures:,} figures: this server gives at most "
+            f"{MOST_FIGURES:,} at once",
+            field="logprobs",
+        )
 
 
 def build_texts(body: CompletionRequest, prompts: list[TokenPrompt]) -> list[TextRequest]:

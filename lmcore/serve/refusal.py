@@ -1,7 +1,7 @@
 """What is wrong with a request, in the shape that OpenAI's clients read."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -34,10 +34,11 @@ class ApiError(Exception):
         return JSONResponse(self.describe(), self.status, headers=self.headers)
 
 
-def explain_validation(details: Iterable[Mapping[str, Any]], known: Iterable[str]) -> ApiError:
+def explain_validation(details: Iterable[Mapping[str, Any]], known: Mapping[str, Sequence[str]]) -> ApiError:
     """The first of pydantic's complaints about a request's body: a line with the field, the value and the rule.
 
-    `details` are those of FastAPI's RequestValidationError, `known` the names of the request's fields.
+    `details` are those of FastAPI's RequestValidationError, `known` the names of the request's fields,
+    by the field that they are in.
     """
     first = next(iter(details))
     place = [str(part) for part in first["loc"][1:]]  # behind "body"
@@ -48,8 +49,9 @@ def explain_validation(details: Iterable[Mapping[str, Any]], known: Iterable[str
             reason = first.get("ctx", {}).get("error", "")
             return ApiError(400, f"the body is not valid JSON: {reason} at character {place[0] if place else '?'}")
         case "extra_forbidden":
-            near = difflib.get_close_matches(place[-1], known, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            names = known[".".join(place[:-1])]
+            near = difflib.get_close_matches(place[-1], names, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
             return ApiError(
                 400, f"unknown field {'.'.join(place)[:100]!r}: {remedy}", field=field, code="unknown_field"
             )

@@ -53,7 +53,7 @@ def read_api_key(file: Path | None) -> str | None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket with the address, not listening yet. Raises ParameterError where it cannot be had."""
+    """A socket that listens; who connects waits until it is served. Raises ParameterError for an impossible address."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

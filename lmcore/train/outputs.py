@@ -31,8 +31,8 @@ def write_outputs(
 ) -> None:
     """The model folder, metrics and curve: a pure function of the weights, the records and the fingerprints.
 
-    The table of speeds is not, and so git ignores it.
-    `figures` are metrics of the text beside those of the log.
+    `figures` are metrics of the text beside those of the log. The table of speeds is no such function, and so git
+    ignores it.
     """
     metrics = {**summarise(run.records), **figures}
     with write_folder(MODEL_FOLDER) as folder:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import GPT2_MODEL, TINY_MODEL, sharpen
 
-from lmcore.generate.decoder import Decoder, Request, Token
+from lmcore.generate.decoder import Decoder, Request, Token, measure_logprobs
 from lmcore.generate.drafts import LONGEST_MATCH, PromptLookup
 from lmcore.generate.sampling import Sampling
 from lmcore.model.cache import KeyValueCache
@@ -250,3 +250,19 @@ def test_rows_of_different_lengths_in_one_forward(blocks: str) -> None:
         expected, _ = model(texts)
     for row, length in enumerate(lengths):
         torch.testing.assert_close(found[row], expected[row, length : length + 4], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("vocabulary", [65, 257, 50_257])
+def test_logprobs_of_many_rows_are_those_of_each_bit_for_bit(vocabulary: int) -> None:
+    logits = torch.randn(9, 3, vocabulary, generator=torch.Generator().manual_seed(1)) * 5
+    chosen = [[(7 * row + at) % vocabulary for at in range(1 + row % 3)] for row in range(9)]
+    counts = [None, 0, 5, 1, 5, None, 300, 0, 20]
+    for row, measured in enumerate(measure_logprobs(logits, chosen, counts)):
+        for at, (token, (logprob, likeliest)) in enumerate(zip(chosen[row], measured, strict=True)):
+            if (count := counts[row]) is None:
+                assert (logprob, likeliest) == (None, ())
+                continue
+            alone = logits[row, at].clone().log_softmax(-1)
+            best = alone.topk(min(count, vocabulary))
+            assert logprob == float(alone[token])
+            assert likeliest == tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))

@@ -25,6 +25,11 @@ BODIES: list[tuple[Any, str]] = [
         {"stream": True, "stream_options": {"include_usge": True}},
         "include_usge': did you mean include_",
     ),
+    ({"include_usage": True}, "unknown field 'include_usage': known are model, "),
+    (
+        {"stream_options": {"zzz": 1}},
+        "unknown field 'stream_options.zzz': known are include_usage, include_obfuscation",
+    ),
     ({"temperature": -0.5}, "temperature=-0.5: must be greater than or equal to 0"),
     ({"temperature": float("nan")}, "temperature=nan: must be a finite number"),
     ({"temperature": "hot"}, "temperature='hot': must be a valid number"),
@@ -87,7 +92,7 @@ def test_a_mistake_is_one_line(limited: Served, body: Any, message: str) -> None
 def test_more_figures_than_memory_is_for(start: Start) -> None:
     served = start(queue=100, max_tokens=4000)
     answer = served.post({"prompt": "a", "n": 10, "max_tokens": 4000, "logprobs": 20})
-    message = "logprobs=20 of 10 texts of 4000 tokens are 840,000 figures: this server gives at most 500,000 at once"
+    message = "logprobs=20 of 40,000 tokens in all are 840,000 figures: this server gives at most 500,000 at once"
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
 
 
