@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from project import Project, finished_once
-from remotes import SERVERS, need, serve_read_only
+from remote_servers import SERVERS, need, serve_read_only
 
 pytestmark = [pytest.mark.slow, finished_once]
 
