@@ -74,6 +74,7 @@ def test_it_runs(finished: Project, notebook: NotebookNode, tmp_path: Path, monk
     for name in ("short", "short-hot"):
         assert f"Ran experiment(s): {name}" in shown[name]
         assert "Running stage 'encode'" not in shown[name]
+        assert "[2K" not in shown[name], "a live line is drawn into the cell"
         assert name in shown["show"]
         assert name in shown["compare"]
     assert "train.learning_rate" in shown["compare"]
