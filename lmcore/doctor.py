@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.corpus.sources import find_changes
-from lmcore.errors import LmcoreError, ParameterError
+from lmcore.errors import ArtifactError, LmcoreError, ParameterError
 from lmcore.files import read_json
 from lmcore.forecast import EXPLANATION, Forecast, forecast, measure_peak, show_bytes, show_count, show_duration
 from lmcore.machine import available_memory, total_memory
 from lmcore.model.gpt import ModelParams
 from lmcore.params import parse_section, read_params
+from lmcore.remotes import find_secrets
 from lmcore.rewrite import Change, compare_values
 from lmcore.tokens.tokenized import find_changed_tokens
 from lmcore.train.settings import TrainParams
@@ -59,6 +60,7 @@ def examine(root: Path) -> Iterator[Finding]:
     yield from _find_git_state(root)
     yield from _find_torn_lock(root / "dvc.lock")
     yield from _find_dvc_lock(root)
+    yield from _find_secrets(root / ".dvc" / "config")
     yield from _find_leftovers(root)
 
 
@@ -251,6 +253,20 @@ def _find_dvc_lock(root: Path) -> Iterator[Finding]:
         else:
             text = f".dvc/tmp/rwlock names process {pid} (`{told}`), which is another program now, and DVC waits for it"
             yield Finding(text, remove, needs_user=True)
+
+
+def _find_secrets(config: Path) -> Iterator[Finding]:
+    """Passwords that `dvc remote modify` without --local has put where git keeps them."""
+    try:
+        secrets = find_secrets(config)
+    except ArtifactError as error:
+        yield Finding(f".dvc/{error}", "git checkout .dvc/config", needs_user=True)
+        return
+    for remote, key in secrets:
+        text = f".dvc/config, which git has, holds a secret of the remote {remote}: {key}"
+        keep = f"dvc remote modify --local {remote} {'password' if key == 'url' else key} VALUE"
+        drop = f"dvc remote modify {remote} url URL" if key == "url" else f"dvc remote modify --unset {remote} {key}"
+        yield Finding(text, f"{drop}; {keep}; a new secret if this one was pushed", needs_user=True)
 
 
 def _command(pid: int) -> str | None:

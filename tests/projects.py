@@ -53,6 +53,23 @@ class Project:
         self.run("git", "init", "--quiet", "--initial-branch=main")
         self.commit("start")
 
+    @classmethod
+    def at(cls, folder: Path) -> Self:
+        """The one that lies there already."""
+        project = cls.__new__(cls)
+        project.folder = folder
+        return project
+
+    def clone(self, folder: Path) -> Self:
+        """What a colleague has: git's files of the last commit, and nothing that DVC keeps."""
+        self.run("git", "clone", "--quiet", str(self.folder), str(folder))
+        return self.at(folder)
+
+    def copy(self, folder: Path) -> Self:
+        """The same project in another folder, which shares nothing with it; hard links within stay such."""
+        self.run("cp", "--archive", str(self.folder), str(folder))
+        return self.at(folder)
+
     def environment(self) -> dict[str, str]:
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "GIT_"))},
@@ -96,14 +113,6 @@ class Project:
         files = [file for path in paths for file in [self.folder / path, *(self.folder / path).rglob("*")]]
         names = {str(file.relative_to(self.folder)): file for file in files if file.is_file()}
         return {name: file.read_bytes() for name, file in names.items() if name != SPEED_FILE}
-
-    @classmethod
-    def copy(cls, other: Self, folder: Path) -> Self:
-        """The same project in another folder, which nothing shares with it."""
-        shutil.copytree(other.folder, folder, symlinks=True)
-        project = cls.__new__(cls)
-        project.folder = folder
-        return project
 
 
 finished_once = pytest.mark.xdist_group("finished")  # tests that share one finished project share a process

@@ -20,6 +20,7 @@ FLOORS = [
         "lmcore/machine.py",
         "lmcore/plots.py",
         "lmcore/progress.py",
+        "lmcore/remotes.py",
         "lmcore/scratch.py",
         "lmcore/workers.py",
     ],

@@ -261,3 +261,23 @@ def test_a_lock_file_that_was_cut_off(project: Path, content: str) -> None:
     assert problem.text == "dvc.lock is damaged, and DVC will not start"
     assert problem.remedy is not None
     assert problem.remedy.startswith("git checkout dvc.lock")
+
+
+def test_a_secret_in_what_git_has_and_the_remedy_that_moves_it(project: Path) -> None:
+    def run(command: str) -> None:
+        subprocess.run(command, shell=True, cwd=project, check=True, capture_output=True)
+
+    run("dvc init --quiet && dvc remote add storage s3://bucket/place")
+    run("dvc remote modify storage secret_access_key known")
+    git(project, "add", ".")
+    git(project, "commit", "--message=remote")
+    (problem,) = found(project)
+    assert problem.needs_user
+    assert problem.text == ".dvc/config, which git has, holds a secret of the remote storage: secret_access_key"
+    assert problem.remedy is not None
+    commands = problem.remedy.removesuffix("; a new secret if this one was pushed")
+    run(commands.replace("VALUE", "new"))
+    assert found(project) == []
+    assert "secret_access_key = new" in (project / ".dvc" / "config.local").read_text()
+    (project / ".dvc" / "config").write_text("[core")
+    assert ".dvc/config is damaged" in found(project)[-1].text

@@ -46,10 +46,7 @@ def test_the_second_repro_does_nothing(finished: Project) -> None:
 
 @finished_once
 def test_a_second_clone_makes_the_same_bytes(finished: Project, tmp_path: Path) -> None:
-    clone = tmp_path / "clone"
-    finished.run("git", "clone", "--quiet", str(finished.folder), str(clone))
-    project = Project.__new__(Project)
-    project.folder = clone
+    project = finished.clone(tmp_path / "clone")
     project.run("dvc", "repro")
     assert project.status() == ""
     assert project.contents(*OUTPUTS) == finished.contents(*OUTPUTS)
@@ -161,7 +158,7 @@ def test_killed_in_training_it_goes_on_bit_for_bit(tmp_path: Path, victim: str) 
 def test_a_mistake_is_one_line_and_changes_nothing(
     finished: Project, tmp_path: Path, change: dict[str, dict[str, Any]], message: str
 ) -> None:
-    mistaken = Project.copy(finished, tmp_path / "mistaken")
+    mistaken = finished.copy(tmp_path / "mistaken")
     project = mistaken.folder
     yaml = YAML()
     params = yaml.load(project / "params.yaml")

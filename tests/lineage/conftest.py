@@ -9,7 +9,7 @@ from projects import Project
 @pytest.fixture
 def project(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """All is committed and nothing is damaged; it is the current folder."""
-    copy = Project.copy(finished, tmp_path / "project")
+    copy = finished.copy(tmp_path / "project")
     monkeypatch.chdir(copy.folder)
     for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
