@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from projects import Project
 from tiny import encode_texts, make_texts, tokenizer_params
 
 from lmcore.tokenizer.load import load_tokenizer, train_tokenizer
@@ -30,3 +31,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
     tokenizer.save(folder / "tokenizer")
     encode_texts(1000, splits, tokenizer, folder / "tokens")
     return open_dataset(folder / "tokens", load_tokenizer(folder / "tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project after its first `dvc repro`, committed; those who ask for it are in the xdist group `finished`."""
+    project = Project(tmp_path_factory.mktemp("finished"))
+    project.run("dvc", "repro")
+    project.commit("results")
+    return project

@@ -1,0 +1,178 @@
+"""Experiments that are really killed: what the doctor finds, and that the command it names mends it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+from projects import Project, find_stopped_child, kill_tree, wait_for
+
+from lmcore.doctor import _find_git_state as find_git_state
+from lmcore.findings import Finding
+from lmcore.recovery import examine_experiments
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("finished")]
+
+STEPS = ("-S", "train.max_steps=150", "-S", "train.checkpoint_every_steps=50")
+RUN = ("dvc", "exp", "run", *STEPS, "train")
+AT_STEP_100 = "stages.train STOP os.rename step-00000100.json 1"  # one checkpoint is whole, the second is not
+
+
+def found(project: Project) -> list[Finding]:
+    """What is worth a thought or needs the user, of git and of experiments."""
+    findings = [*find_git_state(project.folder), *examine_experiments(project.folder)]
+    return [finding for finding in findings if finding.remedy]
+
+
+def mend(project: Project, finding: Finding) -> None:
+    """Do what the remedy says, in its order; `, then` what follows is said to a person."""
+    assert finding.remedy is not None
+    project.run("bash", "-o", "pipefail", "-c", finding.remedy.partition(", ")[0])
+
+
+def start_and_stop(project: Project, *command: str) -> subprocess.Popen[str]:
+    """Start the command, and come back when its training stands still."""
+    process = project.start(*command, sabotage=AT_STEP_100)
+    wait_for(lambda: find_stopped_child(process, "stages.train"))
+    return process
+
+
+def test_a_killed_run_in_the_workspace_goes_on(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "killed")
+    process = start_and_stop(project, *RUN)
+    texts = [finding.text for finding in find_git_state(project.folder)]
+    assert any(text.endswith(f"at work as process {process.pid}") for text in texts)
+
+    kill_tree(process.pid)
+    process.communicate()
+    [finding] = found(project)
+    assert finding.needs_user
+    assert finding.text.startswith("git: a `dvc exp run` was killed: HEAD is on no branch, and params.yaml has its")
+    mend(project, finding)
+    assert project.run("git", "branch", "--show-current").strip() == "main"
+    [changes] = found(project)
+    assert changes.text.startswith("git: 4 files differ from commit")  # params.yaml, and what the training writes
+    assert "going on from step 50" in project.run(*RUN, "--name", "mended")
+    assert "mended" in project.run("dvc", "exp", "list", "--name-only")
+
+
+def test_a_run_killed_before_it_began_has_the_users_changes_in_the_stash(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "stashed")
+    with (project.folder / "README.md").open("a") as file:
+        file.write("mine\n")
+    command = ("python", "-m", "dvc", "exp", "run", *STEPS)
+    for turn, changed in (("1", 1), ("2", 3)):  # as often as it opens params.yaml to write
+        process = project.start(*command, sabotage=f"dvc KILL open params.yaml {turn}")
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert len(project.status().splitlines()) >= changed
+        [finding] = found(project)
+        assert finding.needs_user
+        assert finding.text.endswith("HEAD is on no branch, and your changes are in git's stash")
+        mend(project, finding)
+        assert project.run("git", "branch", "--show-current").strip() == "main"
+        assert project.status() == " M README.md\n"
+        assert (project.folder / "README.md").read_text().endswith("mine\n")
+        project.run("git", "stash", "drop")  # what there was after the kill
+
+
+def test_a_stash_without_a_kill_is_worth_a_thought(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "thought")
+    (project.folder / ".dvc" / "tmp" / "exps").mkdir(parents=True)
+    (project.folder / "README.md").write_text("mine")
+    project.run("git", "stash")
+    [finding] = found(project)
+    assert (finding.needs_user, finding.text[:14]) == (False, "git: the stash")
+    project.run("git", "switch", "--detach")  # by the user: no killed run
+    [finding] = found(project)
+    assert not finding.needs_user
+    assert finding.remedy == "git switch --create NAME"
+
+
+def test_copies_of_killed_experiments_can_go(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "copies")
+    process = start_and_stop(project, *RUN, "--temp")
+    assert not found(project)
+    kill_tree(process.pid)
+    process.communicate()
+    [finding] = found(project)
+    assert re.match(r"1 temporary folders of experiments that were killed, [\d.]+ MB; no experiment", finding.text)
+    assert finding.remedy == "rm -rf .dvc/tmp/exps/standalone/tmp*"
+    mend(project, finding)
+    assert not found(project)
+    assert "going on from step 50" in project.run(*RUN, "--temp", "--name", "mended")
+    assert "mended" in project.run("dvc", "exp", "list", "--name-only")
+    assert not found(project)
+
+
+def test_a_queue_whose_worker_was_killed(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "queue")
+    project.run("dvc", "exp", "run", "--queue", "-S", "train.max_steps=0", "--name", "wrong")
+    project.run(*RUN, "--queue", "--name", "right")
+    [waits] = found(project)
+    assert (waits.text, waits.remedy) == ("queue: wrong, right waits, and no worker is at work", "dvc queue start")
+
+    start = project.start("dvc", "queue", "start", sabotage=AT_STEP_100)
+    start.communicate()
+    worker = read_process(project, "celery/dvc-exp-worker-1.json")
+    trainer = wait_for(lambda: stopped_below(worker))
+    [failed] = found(project)
+    assert failed.text == "queue: wrong failed"
+    assert failed.remedy is not None
+    number = re.match(r"dvc queue logs (\w+) says why; dvc queue remove --failed forgets them", failed.remedy)
+    assert number
+    assert "train.max_steps=0: must be greater" in project.run("dvc", "queue", "logs", number[1])
+    project.run("dvc", "queue", "remove", "--failed")
+    assert not found(project)
+
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: read_process(project, "celery/dvc-exp-worker-1.json") == worker and not is_alive(worker))
+    [orphaned] = found(project)
+    assert orphaned.text == "queue: the workers were killed, and what right finds will not be recorded"
+    mend(project, orphaned)
+    os.kill(trainer, signal.SIGCONT)
+    wait_for(lambda: not is_alive(trainer))
+    wait_for(lambda: any("takes right for running" in finding.text for finding in found(project)))
+    lost, copies = found(project)
+    assert lost.needs_user
+    for finding in (lost, copies):
+        mend(project, finding)
+    assert not found(project)
+
+    project.run(*RUN, "--queue", "--name", "right")
+    project.run("dvc", "queue", "start")
+    wait_for(lambda: "Success" in project.run("dvc", "queue", "status"))
+    assert "going on from step 1" in project.run("dvc", "queue", "logs", "right")  # where the interrupt came
+    assert "right" in project.run("dvc", "exp", "list", "--name-only")
+    project.run("dvc", "queue", "stop", "--kill")
+    assert not found(project)
+
+
+def read_process(project: Project, name: str) -> int:
+    pid: int = json.loads((project.folder / ".dvc" / "tmp" / "exps" / name).read_text())["pid"]
+    return pid
+
+
+def is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def stopped_below(worker: int) -> int | None:
+    stopped = [each for each in psutil.process_iter() if each.status() == psutil.STATUS_STOPPED]
+    return next((each.pid for each in stopped if psutil.Process(worker) in each.parents()), None)
+
+
+def test_a_shallow_clone_records_no_experiments(finished: Project, tmp_path: Path) -> None:
+    finished.run("git", "clone", "--quiet", "--depth=1", f"file://{finished.folder}", str(tmp_path / "shallow"))
+    project = Project.__new__(Project)
+    project.folder = tmp_path / "shallow"
+    [finding] = found(project)
+    assert finding.text.startswith("git: a shallow clone, where `dvc exp run --temp` and the queue")
+    mend(project, finding)
+    assert not found(project)
+    shutil.rmtree(project.folder)
