@@ -1,38 +1,24 @@
 """What killed `dvc exp run` and queue workers, or a reboot, have left behind, and the commands that mend it."""
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from lmcore.findings import Finding, read_command
+from lmcore.dvc_queue import EXPERIMENTS, Task, count_workers, is_lost, read_queue, run_git
+from lmcore.findings import Finding
 from lmcore.forecast import show_bytes
 
-EXPERIMENTS = Path(".dvc", "tmp", "exps")
 # DVC keeps the commits of an experiment in the workspace under these, and removes them at its end.
 RUN_REFS = ("refs/exps/exec/EXEC_MERGE", "refs/exps/exec/EXEC_BASELINE", "refs/exps/stash")
 DELETE_REFS = "git for-each-ref --format='delete %(refname)' refs/exps/exec refs/exps/stash | git update-ref --stdin"
 STASH_SECONDS = 60  # DVC puts changed files into git's stash, then leaves the branch: no later than this
-DVC = (sys.executable, "-m", "dvc")
-
-
-@dataclass(frozen=True)
-class Task:
-    """An experiment of the queue: `number` is the beginning of its commit, `status` DVC's word for it."""
-
-    number: str
-    name: str
-    status: str
 
 
 def examine_experiments(root: Path) -> Iterator[Finding]:
     """What is wrong with the experiments of the project in `root`, once an experiment has run there."""
-    if _git(root, "rev-parse", "--is-shallow-repository") == "true":
+    if run_git(root, "rev-parse", "--is-shallow-repository") == "true":
         text = "git: a shallow clone, where `dvc exp run --temp` and the queue run experiments and record none"
         yield Finding(text, "git fetch --unshallow")
     if not (root / EXPERIMENTS).exists():
@@ -54,7 +40,7 @@ def explain_no_branch(root: Path, commit: str, changed: int) -> Finding:
     if at_work:
         return Finding(f"git: at {commit} on no branch while `dvc exp run` is at work as process {at_work[0]}")
     stash = _dvc_stash(root)
-    if not stash and not any(_git(root, "rev-parse", "--verify", "--quiet", name) for name in RUN_REFS):
+    if not stash and not any(run_git(root, "rev-parse", "--verify", "--quiet", name) for name in RUN_REFS):
         return Finding(f"git: at {commit} on no branch, where new commits get lost", "git switch --create NAME")
     branch = _branch_before(root)
     commands = [f"git switch {branch or '--create NAME'}", DELETE_REFS]
@@ -69,26 +55,26 @@ def explain_no_branch(root: Path, commit: str, changed: int) -> Finding:
 
 def _branch_before(root: Path) -> str | None:
     """The branch that HEAD was on before it was detached, if it still exists."""
-    moved = re.match(r"checkout: moving from (\S+) to", _git(root, "log", "-g", "-1", "--format=%gs", "HEAD"))
-    if moved and _git(root, "rev-parse", "--verify", "--quiet", f"refs/heads/{moved[1]}"):
+    moved = re.match(r"checkout: moving from (\S+) to", run_git(root, "log", "-g", "-1", "--format=%gs", "HEAD"))
+    if moved and run_git(root, "rev-parse", "--verify", "--quiet", f"refs/heads/{moved[1]}"):
         return moved[1]
     return None
 
 
 def _dvc_stash(root: Path) -> bool:
     """Whether git's stash has what DVC put there just before it left the branch."""
-    stashed = _git(root, "log", "-g", "-1", "--format=%ct", "refs/stash", "--")
-    left = _git(root, "log", "-g", "-1", "--date=unix", "--format=%gd", "HEAD")
+    stashed = run_git(root, "log", "-g", "-1", "--format=%ct", "refs/stash", "--")
+    left = run_git(root, "log", "-g", "-1", "--date=unix", "--format=%gd", "HEAD")
     when = re.search(r"@\{(\d+)\}", left)
     return bool(stashed and when) and 0 <= int(when[1]) - int(stashed) <= STASH_SECONDS if when else False
 
 
 def _find_stash(root: Path) -> Iterator[Finding]:
     """Changes to the current commit in git's stash, while HEAD is on a branch: perhaps DVC put them there."""
-    on_branch = _git(root, "symbolic-ref", "--quiet", "HEAD")
-    described = _git(root, "log", "-g", "-1", "--format=%gs", "refs/stash", "--")
-    base = _git(root, "rev-parse", "--verify", "--quiet", "refs/stash^")
-    if on_branch and described.startswith("WIP on ") and base == _git(root, "rev-parse", "HEAD"):
+    on_branch = run_git(root, "symbolic-ref", "--quiet", "HEAD")
+    described = run_git(root, "log", "-g", "-1", "--format=%gs", "refs/stash", "--")
+    base = run_git(root, "rev-parse", "--verify", "--quiet", "refs/stash^")
+    if on_branch and described.startswith("WIP on ") and base == run_git(root, "rev-parse", "HEAD"):
         text = "git: the stash has changes to this commit, put there by you or by a `dvc exp run` that was killed"
         yield Finding(text, "git stash show -p, then git stash pop or git stash drop")
 
@@ -115,9 +101,9 @@ def _is_in_workspace(command: list[str]) -> bool:
 def _examine_queue(root: Path) -> Iterator[Finding]:
     """Experiments of the queue that failed, that nobody records, and that wait for a worker that is not there."""
     tasks = read_queue(root)
-    workers = find_workers(root)
+    workers = count_workers(root)
     running = [task for task in tasks if task.status == "Running"]
-    lost = [task for task in running if is_lost(root, task, workers > 0)]
+    lost = [task for task in running if is_lost(root, task.number, workers > 0)]
     if lost:
         numbers = " ".join(task.number for task in lost)
         text = f"queue: DVC takes {_list_names(lost)} for running, and nothing runs any more: a kill or a reboot"
@@ -134,38 +120,6 @@ def _examine_queue(root: Path) -> Iterator[Finding]:
         yield Finding(text, f"dvc queue logs {failed[0].number} says why; dvc queue remove --failed forgets them")
     if (waiting := [task for task in tasks if task.status == "Queued"]) and not workers:
         yield Finding(f"queue: {_list_names(waiting)} waits, and no worker is at work", "dvc queue start")
-
-
-def read_queue(root: Path) -> list[Task]:
-    """What `dvc queue status` lists, which takes two seconds; not asked where nothing was ever queued."""
-    broker = root / EXPERIMENTS / "celery" / "broker"
-    if not any(broker.glob("*/*.celery.msg")):
-        return []
-    result = subprocess.run([*DVC, "queue", "status"], cwd=root, capture_output=True, text=True, check=False)
-    rows = [line.split() for line in result.stdout.splitlines()]
-    return [Task(row[0], row[1], row[-1]) for row in rows if row and re.fullmatch("[0-9a-f]{7,}", row[0])]
-
-
-def find_workers(root: Path) -> int:
-    """How many workers of the queue are alive."""
-    paths = (root / EXPERIMENTS / "celery").glob("dvc-exp-worker-*.json")
-    return sum(_is_alive(json.loads(path.read_text())) for path in paths)
-
-
-def is_lost(root: Path, task: Task, has_workers: bool) -> bool:
-    """Whether nothing is at work on a task that DVC takes for running; between its steps a living worker is."""
-    path = next((root / EXPERIMENTS / "run").glob(f"{task.number}*/*.json"), None)
-    if path is None:
-        return not has_workers
-    process = json.loads(path.read_text())
-    # DVC notes a status where a process ends and somebody waits for it.
-    return not _is_alive(process) and (process["returncode"] is None or not has_workers)
-
-
-def _is_alive(process: dict[str, int | None]) -> bool:
-    """Whether the process that DVC noted lives, and is not another one that got its number."""
-    pid = process["pid"]
-    return pid is not None and "dvc" in (read_command(pid) or "")
 
 
 def _find_copies(root: Path) -> Iterator[Finding]:
@@ -185,9 +139,3 @@ def _find_copies(root: Path) -> Iterator[Finding]:
 
 def _list_names(tasks: list[Task]) -> str:
     return ", ".join(task.name for task in tasks)
-
-
-def _git(root: Path, *arguments: str) -> str:
-    """What git prints; nothing where it fails."""
-    result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-    return result.stdout.strip()
