@@ -20,7 +20,7 @@ from lmcore.forecast import EXPLANATION, Forecast, forecast, measure_peak, show_
 from lmcore.machine import available_memory, total_memory
 from lmcore.model.gpt import ModelParams
 from lmcore.params import parse_section, read_params
-from lmcore.recovery import examine_experiments, explain_no_branch
+from lmcore.recovery import examine_experiments, explain_no_branch, find_killed_run
 from lmcore.rewrite import Change, compare_values
 from lmcore.tokens.tokenized import find_changed_tokens
 from lmcore.train.settings import TrainParams
@@ -198,10 +198,11 @@ def _find_git_state(root: Path) -> Iterator[Finding]:
     facts = dict(line.removeprefix("# ").split(" ", 1) for line in lines if line.startswith("# "))
     changed = sum(not line.startswith("# ") for line in lines)
     branch, commit = facts["branch.head"], facts["branch.oid"][:7]
+    if killed := find_killed_run(root, changed):  # what has changed is an experiment's then, and not to be committed
+        yield killed
+        return
     if branch == "(detached)":
-        yield (finding := explain_no_branch(root, commit, changed))
-        if finding.needs_user:  # changed are the files of an experiment that was killed, and not to be committed
-            return
+        yield explain_no_branch(root, commit)
     if changed:
         yield Finding(f"git: {changed} files differ from commit {commit}: what runs now has no commit", "git commit -a")
     else:

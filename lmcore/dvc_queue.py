@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 from lmcore.errors import ArtifactError
@@ -51,13 +52,13 @@ def read_queue(root: Path) -> list[Task]:
 def count_workers(root: Path) -> int:
     """How many workers of the queue are alive."""
     paths = (root / EXPERIMENTS / "celery").glob("dvc-exp-worker-*.json")
-    return sum(_is_alive(process) for path in paths if (process := _read(path)))
+    return sum(_is_alive(process) for path in paths if (process := read_noted(path)))
 
 
 def is_lost(root: Path, number: str, has_workers: bool) -> bool:
     """Whether nothing is at work on a task that a worker has begun; between its steps a living worker is."""
     path = next((root / EXPERIMENTS / "run").glob(f"{number}*/*.json"), None)
-    process = None if path is None else _read(path)
+    process = None if path is None else read_noted(path)
     if process is None:
         return not has_workers
     # DVC notes a status where a process ends and somebody waits for it.
@@ -67,7 +68,7 @@ def is_lost(root: Path, number: str, has_workers: bool) -> bool:
 def find_attempt(root: Path, name: str) -> Attempt:
     """How far the experiment `name` is."""
     for path in (root / EXPERIMENTS / "run").glob("*/*.run"):
-        if (info := _read(path)) and (info["name"], info["location"]) == (name, "dvc-task"):
+        if (info := read_noted(path)) and (info["name"], info["location"]) == (name, "dvc-task"):
             if not Path(info["root_dir"]).exists():
                 return Attempt("ended", path.parent)  # the worker removes it when all is said
             lost = is_lost(root, path.stem, count_workers(root) > 0)
@@ -83,11 +84,14 @@ def queue_experiment(root: Path, name: str, settings: Sequence[str], target: str
 
 def run_dvc(root: Path, *arguments: str) -> str:
     """What DVC prints. Raises ArtifactError with its complaint where it fails."""
-    result = subprocess.run([*DVC, *arguments], cwd=root, capture_output=True, text=True, check=False)
-    if result.returncode:
-        complaint = next((line for line in result.stderr.splitlines() if line.startswith("ERROR")), result.stderr)
-        raise ArtifactError(f"dvc {' '.join(arguments)}: {complaint.removeprefix('ERROR: ').strip()}")
-    return result.stdout
+    with TemporaryFile("w+") as output, TemporaryFile("w+") as errors:  # of a pipe the workers would keep the other end
+        status = subprocess.run([*DVC, *arguments], cwd=root, stdout=output, stderr=errors, check=False).returncode
+        for file in (output, errors):
+            file.seek(0)
+        if status:
+            complaint = next((line for line in errors if line.startswith("ERROR")), "it failed")
+            raise ArtifactError(f"dvc {' '.join(arguments)}: {complaint.removeprefix('ERROR: ').strip()}")
+        return output.read()
 
 
 def run_git(root: Path, *arguments: str) -> str:
@@ -101,7 +105,7 @@ def _is_alive(process: dict[str, Any]) -> bool:
     return "dvc" in (read_command(process["pid"]) or "")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_noted(path: Path) -> dict[str, Any] | None:
     """What DVC has noted; None where it is just writing or removing it, which it does in place."""
     try:
         noted: dict[str, Any] = json.loads(path.read_text())

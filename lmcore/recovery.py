@@ -6,14 +6,13 @@ from pathlib import Path
 
 import psutil
 
-from lmcore.dvc_queue import EXPERIMENTS, Task, count_workers, is_lost, read_queue, run_git
-from lmcore.findings import Finding
+from lmcore.dvc_queue import EXPERIMENTS, Task, count_workers, is_lost, read_noted, read_queue, run_git
+from lmcore.findings import Finding, read_command
 from lmcore.forecast import show_bytes
 
 # DVC keeps the commits of an experiment in the workspace under these, and removes them at its end.
 RUN_REFS = ("refs/exps/exec/EXEC_MERGE", "refs/exps/exec/EXEC_BASELINE", "refs/exps/stash")
 DELETE_REFS = "git for-each-ref --format='delete %(refname)' refs/exps/exec refs/exps/stash | git update-ref --stdin"
-STASH_SECONDS = 60  # DVC puts changed files into git's stash, then leaves the branch: no later than this
 
 
 def examine_experiments(root: Path) -> Iterator[Finding]:
@@ -23,34 +22,39 @@ def examine_experiments(root: Path) -> Iterator[Finding]:
         yield Finding(text, "git fetch --unshallow")
     if not (root / EXPERIMENTS).exists():
         return
-    at_work = find_experiments_at_work(root)
-    if not at_work:
-        yield from _find_stash(root)
     yield from _examine_queue(root)
-    if not at_work:
+    if not find_experiments_at_work(root):
         yield from _find_copies(root)
 
 
-def explain_no_branch(root: Path, commit: str, changed: int) -> Finding:
-    """Why HEAD is on no branch: an experiment runs in the workspace, one was killed there, or the user wants it so.
+def find_killed_run(root: Path, changed: int) -> Finding | None:
+    """What a `dvc exp run` in the workspace that was killed has left there; None if none has left anything.
 
     `changed` counts the files that differ from the commit.
     """
-    at_work = [process.pid for process, command in find_experiments_at_work(root) if _is_in_workspace(command)]
-    if at_work:
-        return Finding(f"git: at {commit} on no branch while `dvc exp run` is at work as process {at_work[0]}")
-    stash = _dvc_stash(root)
-    if not stash and not any(run_git(root, "rev-parse", "--verify", "--quiet", name) for name in RUN_REFS):
-        return Finding(f"git: at {commit} on no branch, where new commits get lost", "git switch --create NAME")
-    branch = _branch_before(root)
-    commands = [f"git switch {branch or '--create NAME'}", DELETE_REFS]
-    text = f"git: a `dvc exp run` was killed: HEAD is on no branch{', and params.yaml has its values' * (not stash)}"
-    if stash:
-        text += ", and your changes are in git's stash"
-        if changed:  # a copy of them, and what DVC or the user has changed since: nothing gets lost
+    stashed = _has_stashed(root)
+    on_branch = run_git(root, "symbolic-ref", "--quiet", "HEAD")
+    left = any(run_git(root, "rev-parse", "--verify", "--quiet", name) for name in RUN_REFS)
+    if not stashed and (on_branch or not left) or find_experiments_at_work(root):
+        return None
+    text, commands = "git: a `dvc exp run` was killed", []
+    if not on_branch:
+        commands += [f"git switch {_branch_before(root) or '--create NAME'}", DELETE_REFS]
+        text += ", and HEAD is on no branch" + ("" if stashed else "; params.yaml has its values")
+    if stashed:
+        if changed:  # a copy of the user's changes, and what DVC or the user has changed since: nothing gets lost
             commands.insert(0, "git stash push --message 'after the kill'")
         commands.append(f"git stash pop --index stash@{{{int(changed > 0)}}}")
+        text += ", and your changes are in git's stash"
     return Finding(text, " && ".join(commands) + ", then the same dvc exp run, which goes on", needs_user=True)
+
+
+def explain_no_branch(root: Path, commit: str) -> Finding:
+    """Why HEAD is on no branch, where no run was killed: one is at work, or the user wants it so."""
+    for process, command in find_experiments_at_work(root):
+        if "run" in command and not {"--temp", "--queue"} & set(command):
+            return Finding(f"git: at {commit} on no branch while `dvc exp run` is at work as process {process.pid}")
+    return Finding(f"git: at {commit} on no branch, where new commits get lost", "git switch --create NAME")
 
 
 def _branch_before(root: Path) -> str | None:
@@ -61,22 +65,11 @@ def _branch_before(root: Path) -> str | None:
     return None
 
 
-def _dvc_stash(root: Path) -> bool:
-    """Whether git's stash has what DVC put there just before it left the branch."""
-    stashed = run_git(root, "log", "-g", "-1", "--format=%ct", "refs/stash", "--")
-    left = run_git(root, "log", "-g", "-1", "--date=unix", "--format=%gd", "HEAD")
-    when = re.search(r"@\{(\d+)\}", left)
-    return bool(stashed and when) and 0 <= int(when[1]) - int(stashed) <= STASH_SECONDS if when else False
-
-
-def _find_stash(root: Path) -> Iterator[Finding]:
-    """Changes to the current commit in git's stash, while HEAD is on a branch: perhaps DVC put them there."""
-    on_branch = run_git(root, "symbolic-ref", "--quiet", "HEAD")
-    described = run_git(root, "log", "-g", "-1", "--format=%gs", "refs/stash", "--")
-    base = run_git(root, "rev-parse", "--verify", "--quiet", "refs/stash^")
-    if on_branch and described.startswith("WIP on ") and base == run_git(root, "rev-parse", "HEAD"):
-        text = "git: the stash has changes to this commit, put there by you or by a `dvc exp run` that was killed"
-        yield Finding(text, "git stash show -p, then git stash pop or git stash drop")
+def _has_stashed(root: Path) -> bool:
+    """Whether git's newest stash is what a killed DVC put aside: its lock still says that it was at the workspace."""
+    held = (read_noted(root / EXPERIMENTS / "rwlock") or {}).get("write", {}).get("workspace")
+    stashed = run_git(root, "log", "-g", "-1", "--format=%gs", "refs/stash", "--")
+    return held is not None and read_command(held["pid"]) is None and stashed.startswith("WIP on ")
 
 
 def find_experiments_at_work(root: Path) -> list[tuple[psutil.Process, list[str]]]:
@@ -92,10 +85,6 @@ def find_experiments_at_work(root: Path) -> list[tuple[psutil.Process, list[str]
         except psutil.Error:  # it has ended meanwhile, or is somebody else's
             continue
     return found
-
-
-def _is_in_workspace(command: list[str]) -> bool:
-    return "run" in command and not {"--temp", "--queue"} & set(command)
 
 
 def _examine_queue(root: Path) -> Iterator[Finding]:

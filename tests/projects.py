@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import psutil
 from ruamel.yaml import YAML
@@ -75,19 +76,23 @@ class Project:
             "GIT_COMMITTER_EMAIL": "a@b",
         }
 
-    def start(self, *command: str, sabotage: str = "") -> subprocess.Popen[str]:
+    def start(
+        self, *command: str, sabotage: str = "", stdout: IO[str] | int = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
         """`sabotage`: what is to befall a process on the way, see tests/sabotage."""
         environment = self.environment()
         if sabotage:
             environment |= {"PYTHONPATH": str(CHECKOUT / "tests" / "sabotage"), "SABOTAGE": sabotage}
-        pipe = subprocess.PIPE
         return subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True
+            command, cwd=self.folder, env=environment, stdout=stdout, stderr=subprocess.STDOUT, text=True
         )
 
-    def run(self, *command: str, fails: bool = False) -> str:
-        process = self.start(*command)
-        output, _ = process.communicate()
+    def run(self, *command: str, fails: bool = False, sabotage: str = "") -> str:
+        with TemporaryFile("w+") as file:  # the workers of a queue would keep a pipe open
+            process = self.start(*command, sabotage=sabotage, stdout=file)
+            process.wait()
+            file.seek(0)
+            output = file.read()
         assert (process.returncode != 0) == fails, f"{' '.join(command)} gave {process.returncode}:\n{output}"
         return output
 

@@ -21,7 +21,8 @@ SHARED_SECTIONS = {"model", "hardware", "profiles"}  # every other one belongs t
 
 # They word, watch and speed up a run and cannot change what it makes, so that editing them runs nothing again.
 CANNOT_CHANGE_RESULTS = {
-    Path(f"lmcore/{name}.py") for name in ("cluster", "engine", "errors", "progress", "scratch", "tracking", "workers")
+    Path(f"lmcore/{name}.py")
+    for name in ("cards", "cluster", "engine", "errors", "progress", "scratch", "tracking", "workers")
 }
 MADE_BY_STAGES = ("data", "models", "reports")
 
