@@ -35,7 +35,7 @@ def find_killed_run(root: Path, changed: int) -> Finding | None:
     stashed = _has_stashed(root)
     on_branch = run_git(root, "symbolic-ref", "--quiet", "HEAD")
     left = any(run_git(root, "rev-parse", "--verify", "--quiet", name) for name in RUN_REFS)
-    if not stashed and (on_branch or not left) or find_experiments_at_work(root):
+    if (not stashed and (on_branch or not left)) or find_experiments_at_work(root):
         return None
     text, commands = "git: a `dvc exp run` was killed", []
     if not on_branch:
