@@ -1,4 +1,4 @@
-"""Sweeps with the real queue of DVC: two workers, one copy of the tokens, one MLflow store, no change in the workspace."""
+"""Sweeps with the real queue of DVC: two workers, one copy of the tokens, one MLflow store, the workspace untouched."""
 
 import sqlite3
 from pathlib import Path
