@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 1.0  # from one look at the trials to the next
+START_SECONDS = 30.0  # that a worker may take before it can be asked
 STARTUP_TRIALS = 4  # that are never stopped: the median of fewer says little
 SPACE = re.compile(r"(choice|log|linear)\((.*)\)")
 
@@ -137,14 +139,12 @@ class _Search:
             self.study.enqueue_trial(left.params, {**left.user_attrs, "goes_on": True})
             self.study.tell(left.number, state=TrialState.FAIL)
         active: list[Trial] = []
-        while active or self._count() < trials or self.study.get_trials(states=[TrialState.WAITING]):
-            waiting = len(self.study.get_trials(states=[TrialState.WAITING]))
-            while len(active) < jobs and (waiting or self._count() < trials):
+        while active or self._has_more(trials):
+            while len(active) < jobs and self._has_more(trials):
                 active.append(trial := self._ask())
-                waiting -= waiting > 0
                 yield f"{self._describe(trial)}: trial {self._count()} of {trials}"
             if count_workers(self.root) < len(active):
-                run_dvc(self.root, "queue", "start", f"--jobs={jobs}")
+                self._start_workers(jobs)
             time.sleep(LOOK_SECONDS)
             for trial in list(active):
                 if (outcome := self._look(trial)) is not None:
@@ -156,6 +156,18 @@ class _Search:
         best = min(complete, key=lambda trial: trial.value or 0.0)
         yield f"best of {len(complete)}: {self._describe(best)}: {self.question.metric} {best.value:.6g}"
         yield f"`dvc exp apply {best.user_attrs['experiment']}` takes it over, `lmcore compare` shows all"
+
+    def _has_more(self, trials: int) -> bool:
+        from optuna.trial import TrialState
+
+        return self._count() < trials or bool(self.study.get_trials(states=[TrialState.WAITING]))
+
+    def _start_workers(self, jobs: int) -> None:
+        """DVC starts those that do not answer: before they can, a second call would start them twice."""
+        run_dvc(self.root, "queue", "start", f"--jobs={jobs}")
+        deadline = time.monotonic() + START_SECONDS
+        while count_workers(self.root) < jobs and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
 
     def _count(self) -> int:
         """The trials so far; what goes on in another one's place is the same trial."""
@@ -186,7 +198,8 @@ class _Search:
             self._report(trial, attempt)
             if attempt.state == "running" and "stopped_at" not in trial.user_attrs and trial.should_prune():
                 trial.set_user_attr("stopped_at", self.reported[trial.number])
-                run_dvc(self.root, "queue", "kill", name)
+                with suppress(ArtifactError):  # it has come to its end meanwhile
+                    run_dvc(self.root, "queue", "kill", name)
             return None
         if (value := self._read_metric(name)) is not None and math.isfinite(value):
             self.study.tell(trial, value)
