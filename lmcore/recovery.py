@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 
 from lmcore.dvc_queue import EXPERIMENTS, Task, count_workers, is_lost, read_noted, read_queue, run_git
+from lmcore.errors import ArtifactError
 from lmcore.findings import Finding, read_command
 from lmcore.forecast import show_bytes
 
@@ -89,7 +90,11 @@ def find_experiments_at_work(root: Path) -> list[tuple[psutil.Process, list[str]
 
 def _examine_queue(root: Path) -> Iterator[Finding]:
     """Experiments of the queue that failed, that nobody records, and that wait for a worker that is not there."""
-    tasks = read_queue(root)
+    try:
+        tasks = read_queue(root)
+    except ArtifactError as error:
+        yield Finding(f"queue: {error}", "dvc queue status", needs_user=True)
+        return
     workers = count_workers(root)
     running = [task for task in tasks if task.status == "Running"]
     lost = [task for task in running if is_lost(root, task.number, workers > 0)]

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,9 +18,8 @@ from lmcore.recovery import examine_experiments
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("finished")]
 
-STEPS = ("-S", "train.max_steps=150", "-S", "train.checkpoint_every_steps=50")
+STEPS = ("-S", "train.max_steps=200", "-S", "train.checkpoint_every_steps=50")
 RUN = ("dvc", "exp", "run", *STEPS, "train")
-AT_STEP_100 = "stages.train STOP os.rename step-00000100.json 1"  # one checkpoint is whole, the second is not
 
 
 def found(project: Project) -> list[Finding]:
@@ -35,21 +34,27 @@ def mend(project: Project, finding: Finding) -> None:
     project.run("bash", "-o", "pipefail", "-c", finding.remedy.partition(", ")[0])
 
 
-def start_and_stop(project: Project, *command: str) -> subprocess.Popen[str]:
-    """Start the command, and come back when its training stands still."""
-    process = project.start(*command, sabotage=AT_STEP_100)
+def stop_at(step: int) -> str:
+    """Sabotage of a training: it stands still when its checkpoint of this step is all but whole."""
+    return f"stages.train STOP os.rename step-{step:08d}.json 1"
+
+
+def start_and_kill(project: Project, *command: str, step: int) -> None:
+    """Run the command and kill it and all below it when its training stands still."""
+    process = project.start(*command, sabotage=stop_at(step))
     wait_for(lambda: find_stopped_child(process, "stages.train"))
-    return process
-
-
-def test_a_killed_run_in_the_workspace_goes_on(finished: Project, tmp_path: Path) -> None:
-    project = finished.copy(tmp_path / "killed")
-    process = start_and_stop(project, *RUN)
-    texts = [finding.text for finding in find_git_state(project.folder)]
-    assert any(text.endswith(f"at work as process {process.pid}") for text in texts)
-
+    told = [*find_git_state(project.folder), *examine_experiments(project.folder)]
+    assert not any(finding.needs_user for finding in told), "nothing is wrong as long as it is at work"
+    assert not any("temporary folders" in finding.text for finding in told)
+    if "--temp" not in command:
+        assert any(finding.text.endswith(f"at work as process {process.pid}") for finding in told)
     kill_tree(process.pid)
     process.communicate()
+
+
+def test_killed_in_the_workspace_and_killed_in_a_copy_it_goes_on(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "killed")
+    start_and_kill(project, *RUN, step=100)
     [finding] = found(project)
     assert finding.needs_user
     assert finding.text.startswith("git: a `dvc exp run` was killed, and HEAD is on no branch; params.yaml has its")
@@ -57,8 +62,18 @@ def test_a_killed_run_in_the_workspace_goes_on(finished: Project, tmp_path: Path
     assert project.run("git", "branch", "--show-current").strip() == "main"
     [changes] = found(project)
     assert changes.text.startswith("git: 4 files differ from commit")  # params.yaml, and what the training writes
-    assert "going on from step" in project.run(*RUN, "--name", "mended")
+
+    start_and_kill(project, *RUN, "--temp", step=150)
+    changes, copies = found(project)
+    assert not changes.needs_user
+    assert re.match(r"1 temporary folders of experiments that were killed, [\d.]+ MB; no experiment", copies.text)
+    assert copies.remedy == "rm -rf .dvc/tmp/exps/standalone/tmp*"
+    mend(project, copies)
+    assert found(project) == [changes]
+
+    assert "going on from step 1" in project.run(*RUN, "--name", "mended")
     assert "mended" in project.run("dvc", "exp", "list", "--name-only")
+    assert project.metrics("train")["steps"] == 200
 
 
 def test_a_run_killed_before_it_began_has_the_users_changes_in_the_stash(finished: Project, tmp_path: Path) -> None:
@@ -90,22 +105,6 @@ def test_the_users_own_stash_and_no_branch_are_no_kill(finished: Project, tmp_pa
     assert (finding.remedy, finding.needs_user) == ("git switch --create NAME", False)
 
 
-def test_copies_of_killed_experiments_can_go(finished: Project, tmp_path: Path) -> None:
-    project = finished.copy(tmp_path / "copies")
-    process = start_and_stop(project, *RUN, "--temp")
-    assert not found(project)
-    kill_tree(process.pid)
-    process.communicate()
-    [finding] = found(project)
-    assert re.match(r"1 temporary folders of experiments that were killed, [\d.]+ MB; no experiment", finding.text)
-    assert finding.remedy == "rm -rf .dvc/tmp/exps/standalone/tmp*"
-    mend(project, finding)
-    assert not found(project)
-    assert "going on from step" in project.run(*RUN, "--temp", "--name", "mended")
-    assert "mended" in project.run("dvc", "exp", "list", "--name-only")
-    assert not found(project)
-
-
 def test_a_queue_whose_worker_was_killed(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "queue")
     project.run("dvc", "exp", "run", "--queue", "-S", "train.max_steps=0", "--name", "wrong")
@@ -113,9 +112,9 @@ def test_a_queue_whose_worker_was_killed(finished: Project, tmp_path: Path) -> N
     [waits] = found(project)
     assert (waits.text, waits.remedy) == ("queue: wrong, right waits, and no worker is at work", "dvc queue start")
 
-    project.run("dvc", "queue", "start", sabotage=AT_STEP_100)
+    project.run("dvc", "queue", "start", sabotage=stop_at(100))
     worker = read_process(project, "celery/dvc-exp-worker-1.json")
-    trainer = wait_for(lambda: stopped_below(worker))
+    trainer = wait_for(lambda: find_stopped_trainer(worker))
     [failed] = found(project)
     assert failed.text == "queue: wrong failed"
     assert failed.remedy is not None
@@ -157,9 +156,12 @@ def is_alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def stopped_below(worker: int) -> int | None:
-    stopped = [each for each in psutil.process_iter() if each.status() == psutil.STATUS_STOPPED]
-    return next((each.pid for each in stopped if psutil.Process(worker) in each.parents()), None)
+def find_stopped_trainer(worker: int) -> int | None:
+    for child in psutil.Process(worker).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if child.status() == psutil.STATUS_STOPPED:
+                return child.pid
+    return None
 
 
 def test_a_shallow_clone_records_no_experiments(finished: Project, tmp_path: Path) -> None:
