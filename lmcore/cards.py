@@ -68,7 +68,11 @@ def wait_for_cards(names: Sequence[str], count: int, folder: Path) -> list[int]:
                 for descriptor in taken.values():
                     os.truncate(descriptor, 0)
                     os.write(descriptor, _describe_process().encode())
-                _locks.extend(taken.values())
+                # Programs that tidy up temporary folders leave alone what is below one that somebody has locked
+                # (tmpfiles.d(5)); a lock file that was removed would be no lock any more.
+                shelter = os.open(folder, os.O_RDONLY)
+                fcntl.flock(shelter, fcntl.LOCK_SH)
+                _locks.extend([*taken.values(), shelter])
                 return list(taken)
             for descriptor in taken.values():
                 os.close(descriptor)

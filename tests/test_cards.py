@@ -12,6 +12,7 @@ import torch
 from imports import ROOT
 
 from lmcore import cards, hardware
+from lmcore.distributed import _take_gpu
 from lmcore.errors import ArtifactError
 from lmcore.hardware import HardwareParams, claim_device
 from lmcore.machine import list_cards
@@ -166,25 +167,26 @@ class TestStages:
         claimants[0].line()
         self.claim(batch_size=4, processes=2)
         assert cards.claimed_cards() == [1, 2]
-        assert len(cards.held_locks()) == 2
+        held = cards.held_locks()
         self.claim(batch_size=4, processes=2)  # a second time, and in the processes that it starts: nothing is claimed
-        assert len(cards.held_locks()) == 2
+        assert cards.held_locks() == held
 
     def test_nothing_is_claimed_on_a_cpu(self, three_cards: list[int]) -> None:
         assert self.claim(batch_size=4, device="cpu", processes=2) == "cpu"
         assert not three_cards
         assert not cards.held_locks()
 
-    @pytest.mark.parametrize(("rank", "locks"), [("0", 2), ("1", 0)])
+    @pytest.mark.parametrize(("rank", "claimed"), [("0", [0, 1]), ("1", [])])
     def test_of_torchruns_processes_the_first_claims_for_all(
-        self, monkeypatch: pytest.MonkeyPatch, rank: str, locks: int
+        self, monkeypatch: pytest.MonkeyPatch, three_cards: list[int], rank: str, claimed: list[int]
     ) -> None:
         values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         for name, value in {**values, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
             monkeypatch.setenv(name, value)
         self.claim(batch_size=4)
-        assert len(cards.held_locks()) == locks
-        assert cards.claimed_cards()[int(rank)] == int(rank)
+        assert cards.claimed_cards() == claimed
+        _take_gpu(int(rank))
+        assert three_cards[-1] == int(rank)
 
 
 @pytest.mark.gpu
