@@ -14,6 +14,12 @@ TOKENS = "data/tokens/train-00000.npy"
 def test_two_workers_run_a_sweep_over_rates_and_seeds(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "sweep")
     before = project.contents(*OUTPUTS)
+    # Ranges leave their end out, as Python's do.
+    project.run("dvc", "exp", "run", "--queue", "-S", "train.batch_size=range(4,13,4)", "--name", "size")
+    queued = [line.split()[1] for line in project.run("dvc", "queue", "status").splitlines() if "Queued" in line]
+    assert sorted(queued) == ["size-1", "size-2", "size-3"]
+    project.run("dvc", "queue", "remove", "--queued")
+
     sweep = ("-S", "train.learning_rate=1e-3,3e-4", "-S", "train.seed=choice(1,2)", "--name", "rate", "train")
     project.run("dvc", "exp", "run", "--queue", *sweep)
     project.run("dvc", "queue", "start", "--jobs", "2")
@@ -54,10 +60,4 @@ def test_two_workers_run_a_sweep_over_rates_and_seeds(finished: Project, tmp_pat
     assert [line.split()[0] for line in compared.splitlines()[:3]] == ["train.learning_rate", "0.0003", "0.001"]
     assert "<!-- 0.0003 -->" in (project.folder / "rates.svg").read_text()
     assert "<!-- learning_rate 0.001 -->" in (project.folder / "curves.svg").read_text()
-
-    # Ranges leave their end out, as Python's do. Listed only: what is queued can be taken back.
-    project.run("dvc", "exp", "run", "--queue", "-S", "train.batch_size=range(4,13,4)", "--name", "size")
-    queued = [line.split()[1] for line in project.run("dvc", "queue", "status").splitlines() if "Queued" in line]
-    assert queued == ["size-1", "size-2", "size-3"]
-    project.run("dvc", "queue", "remove", "--queued")
     project.run("dvc", "queue", "stop", "--kill")
