@@ -110,7 +110,8 @@ def _draw_metric(axes: Axes, lines: Sequence[Series]) -> None:
         colour = _choose_colour(number, len(lines))
         measured = {place: values for place, values in line.points.items() if values}
         dots = [(place, value) for place, values in measured.items() for value in values if len(values) > 1]
-        axes.plot(*zip(*dots, strict=True), "o", color=colour, alpha=0.3, markersize=3.5, zorder=2) if dots else None
+        if dots:
+            axes.plot(*zip(*dots, strict=True), "o", color=colour, alpha=0.3, markersize=3.5, zorder=2)
         axes.errorbar(
             list(measured),
             [fmean(values) for values in measured.values()],
