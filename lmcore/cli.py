@@ -160,12 +160,21 @@ def compare(
     baseline: Annotated[str, typer.Option(help="The run that the others are compared with; else the first.")] = "",
     sort: Annotated[str, typer.Option(help="A column to sort by; -COLUMN for the largest first.")] = "",
     form: Annotated[Format, typer.Option("--format", help="How the table is written.")] = "text",
+    plot: Annotated[
+        Path | None, typer.Option(help="An .svg or .png file for a picture of the metric over what differs.")
+    ] = None,
+    curves: Annotated[Path | None, typer.Option(help="And one for the validation losses over the tokens seen.")] = None,
 ) -> None:
     """Compare experiments: means and deviations over seeds, and which differences are more than chance."""
     from lmcore.compare.comparison import compare_experiments
+    from lmcore.compare.picture import plot_curves, plot_metrics
     from lmcore.compare.table import render
 
     comparison = compare_experiments(runs or [], project_root(), metric or [], baseline, sort)
+    if plot is not None:
+        plot_metrics(comparison, plot, every_metric=bool(metric))
+    if curves is not None:
+        plot_curves(comparison, project_root(), curves)
     for line in render(comparison, form):
         typer.echo(line)
     for number, note in enumerate(comparison.notes):
@@ -173,6 +182,27 @@ def compare(
         if form != "csv" and not number:
             typer.echo()
         typer.echo(f"- {note}" if form == "markdown" else note, err=form == "csv")
+
+
+@app.command()
+def search(
+    settings: Annotated[
+        list[str],
+        typer.Option("--set-param", "-S", help="NAME=log(LOW,HIGH), linear(LOW,HIGH), choice(A,B), or a value of all."),
+    ],
+    metric: Annotated[
+        str, typer.Option(help="STAGE.NAME, to be made small; the pipeline runs as far as the stage.")
+    ] = "evaluate.bits_per_byte",
+    trials: Annotated[int, typer.Option(min=1, help="Of the whole search, those of earlier calls among them.")] = 20,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trials at once.")] = 1,
+    name: Annotated[str, typer.Option("--name", "-n", help="Of the search, and its trials' beginning.")] = "search",
+    seed: Annotated[int, typer.Option(help="Of what is tried.")] = 1,
+) -> None:
+    """Search parameters with Optuna, each trial an experiment; the same command goes on. Needs the extra `search`."""
+    from lmcore.search import search as run_search
+
+    for line in run_search(settings, metric, project_root(), trials=trials, jobs=jobs, name=name, seed=seed):
+        typer.echo(line)
 
 
 @app.command()

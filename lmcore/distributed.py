@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its imports are conditional
 from torch.distributed.rendezvous import rendezvous
 
+from lmcore.cards import claimed_cards, held_locks
 from lmcore.errors import LmcoreError, ParameterError, report_errors
 
 Value = TypeVar("Value")
@@ -186,13 +187,14 @@ def _fail(error: BaseException, store: TCPStore, size: int) -> NoReturn:
 
 
 def _take_gpu(local_rank: int) -> None:
-    count = torch.cuda.device_count()
+    cards = claimed_cards() or list(range(torch.cuda.device_count()))
+    count = len(cards)
     if local_rank >= count:
         raise ParameterError(
             f"process {local_rank + 1} of this machine has no GPU, it has {count}: set hardware.processes={count} "
             f"(torchrun: --nproc-per-node={count})"
         )
-    torch.cuda.set_device(local_rank)
+    torch.cuda.set_device(cards[local_rank])
 
 
 def _is_first_to_fail(store: TCPStore) -> bool:
@@ -241,6 +243,7 @@ def launch(processes: int, module: str) -> None:
                 [sys.executable, "-m", module],
                 env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 start_new_session=True,
+                pass_fds=held_locks(),
             )
             for rank in range(processes)
         ]

@@ -2,14 +2,12 @@
 
 import fcntl
 import json
-import os
 import platform
 import re
 import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,12 @@ from typing import Any
 from lmcore.corpus.sources import find_changes
 from lmcore.errors import ArtifactError, LmcoreError, ParameterError
 from lmcore.files import read_json
+from lmcore.findings import Finding, read_command
 from lmcore.forecast import EXPLANATION, Forecast, forecast, measure_peak, show_bytes, show_count, show_duration
 from lmcore.machine import available_memory, total_memory
 from lmcore.model.gpt import ModelParams
 from lmcore.params import parse_section, read_params
+from lmcore.recovery import examine_experiments, explain_no_branch, find_killed_run
 from lmcore.remotes import find_secrets
 from lmcore.rewrite import Change, compare_values
 from lmcore.tokens.tokenized import find_changed_tokens
@@ -29,19 +29,6 @@ from lmcore.train.settings import TrainParams
 PACKAGES = {"torch": "torch", "DVC": "dvc", "MLflow": "mlflow"}
 MADE = ("data", "models", "reports", "runs")
 SPARE_CHECKPOINTS = 3  # beside train.keep_checkpoints: the best, the end of a constant phase, the one being written
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What is so; with a `remedy`, a command, what to do about it: worth a thought, or nothing goes on without it."""
-
-    text: str
-    remedy: str | None = None
-    needs_user: bool = False
-
-    def __str__(self) -> str:
-        label = "MEND" if self.needs_user else "note" if self.remedy else "ok"
-        return f"{label:4}  {self.text}" + (f"  =>  {self.remedy}" if self.remedy else "")
 
 
 def examine(root: Path) -> Iterator[Finding]:
@@ -58,6 +45,7 @@ def examine(root: Path) -> Iterator[Finding]:
     yield from _find_changed_text(root / "data" / "raw")
     yield from _find_changed_tokens(root / "data" / "tokens")
     yield from _find_git_state(root)
+    yield from examine_experiments(root)
     yield from _find_torn_lock(root / "dvc.lock")
     yield from _find_dvc_lock(root)
     yield from _find_secrets(root / ".dvc" / "config")
@@ -195,7 +183,7 @@ def _name_holders(path: Path) -> str:
         except OSError:  # it has ended meanwhile, or is somebody else's
             continue
         if is_open:
-            holders.append(f"process {process.name} ({_command(int(process.name))})")
+            holders.append(f"process {process.name} ({read_command(int(process.name))})")
     return ", ".join(holders) or "another process"
 
 
@@ -212,8 +200,11 @@ def _find_git_state(root: Path) -> Iterator[Finding]:
     facts = dict(line.removeprefix("# ").split(" ", 1) for line in lines if line.startswith("# "))
     changed = sum(not line.startswith("# ") for line in lines)
     branch, commit = facts["branch.head"], facts["branch.oid"][:7]
+    if killed := find_killed_run(root, changed):  # what has changed is an experiment's then, and not to be committed
+        yield killed
+        return
     if branch == "(detached)":
-        yield Finding(f"git: at {commit} on no branch, where new commits get lost", "git switch --create NAME")
+        yield explain_no_branch(root, commit)
     if changed:
         yield Finding(f"git: {changed} files differ from commit {commit}: what runs now has no commit", "git commit -a")
     else:
@@ -245,7 +236,7 @@ def _find_dvc_lock(root: Path) -> Iterator[Finding]:
         yield Finding(".dvc/tmp/rwlock is damaged, and DVC will not start", remove, needs_user=True)
         return
     for pid, told in sorted(holders):
-        command = _command(pid)
+        command = read_command(pid)
         if command is None:
             yield Finding(f".dvc/tmp/rwlock names process {pid} (`{told}`), which is gone; DVC passes over it", remove)
         elif "dvc" in command:
@@ -269,24 +260,12 @@ def _find_secrets(config: Path) -> Iterator[Finding]:
         yield Finding(text, f"{drop}; {keep}; a new secret if this one was pushed", needs_user=True)
 
 
-def _command(pid: int) -> str | None:
-    """The command line of a process that lives, `dvc or another` where the system has no /proc; None if it is dead."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:  # it lives, and belongs to somebody else
-        pass
-    path = Path("/proc", str(pid), "cmdline")
-    return path.read_text().replace("\0", " ").strip() if path.exists() else "dvc or another"
-
-
 def _find_leftovers(root: Path) -> Iterator[Finding]:
     """`.NAME.partial-PID`, where killed processes were writing NAME; whoever writes NAME next removes them."""
     pattern = ".*.partial-*"
     for place in sorted([*root.glob(pattern), *(path for name in MADE for path in (root / name).rglob(pattern))]):
         named = re.fullmatch(r"\.(.+)\.partial-(\d+)", place.name)
-        if not named or _command(int(named[2])) is not None:
+        if not named or read_command(int(named[2])) is not None:
             continue
         target, shown = place.with_name(named[1]), place.relative_to(root)
         remove = f"rm -r {shlex.quote(str(shown))}"

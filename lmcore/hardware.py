@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import torch
 
+from lmcore.cards import claim_cards
 from lmcore.distributed import is_worker
 from lmcore.errors import ParameterError
-from lmcore.machine import DTYPES, claims_bf16, measure_cpu_rates, total_memory
+from lmcore.machine import DTYPES, claims_bf16, list_cards, measure_cpu_rates, total_memory
 from lmcore.params import AutoOrCount, Section, parse_section
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -136,6 +137,27 @@ def resolve_hardware(
 def choose_device(request: HardwareParams, params: dict[str, Any]) -> str:
     """Where a stage computes that does not train. Raises ParameterError as `resolve_hardware` does."""
     return _resolve_device(_lay_over_profile(request, params)[1].device)
+
+
+def claim_device(request: HardwareParams, params: dict[str, Any], batch_size: int | None = None) -> str:
+    """Where a stage computes, as `choose_device`; on CUDA it waits for free cards and has them until its end.
+
+    One card, or those of all the processes that will train on a batch. torchrun's processes have their cards by their
+    ranks: the first one on each machine claims them for all, and the others wait until it joins them (for as long as
+    MEETING in lmcore.distributed says).
+    """
+    asked = _lay_over_profile(request, params)[1]
+    device = _resolve_device(asked.device)
+    if device != "cuda":
+        return device
+    names = list_cards()
+    if not is_worker():
+        count = 1 if batch_size is None else _count_processes(asked.processes, device, batch_size)[0]
+        torch.cuda.set_device(claim_cards(names, count)[0])
+    elif os.environ["LOCAL_RANK"] == "0":
+        of_ranks = names[: int(os.environ["LOCAL_WORLD_SIZE"])]
+        torch.cuda.set_device(claim_cards(of_ranks, len(of_ranks))[0])
+    return device
 
 
 def _lay_over_profile(request: HardwareParams, params: dict[str, Any]) -> tuple[str, Profile]:

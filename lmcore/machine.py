@@ -107,6 +107,11 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_MAX, 0)
 
 
+def list_cards() -> list[str]:
+    """The CUDA cards that this process may use, in torch's order, by names that are the same in every process."""
+    return [str(torch.cuda.get_device_properties(card).uuid) for card in range(torch.cuda.device_count())]
+
+
 def total_memory(device: str, root: Path = Path("/")) -> int:
     """Bytes that could ever be free: the smallest card's, or the main memory within the limits of control groups."""
     if device == "cuda":

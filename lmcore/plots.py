@@ -1,16 +1,18 @@
-"""The training curve and the corpus as SVG pictures that read well on a light and on a dark page."""
+"""Training, corpus and comparisons as pictures that read well on a light and on a dark page."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.style import context
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
 from lmcore.files import write_file
 
@@ -20,7 +22,17 @@ TRAIN, VALIDATION, RATE = "#9ec5e8", "#1f5f9e", "#c8d1da"
 TRAIN_POINTS, VALIDATION_POINTS, RATE_POINTS = 240, 60, 120
 STYLE = {"svg.hashsalt": "lmcore", "font.family": "DejaVu Sans", "font.size": 10}
 
+LABELLED_VALUES = 10  # up to so many values of a parameter are written below the axis, each where it is
+
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Series:
+    """What was measured at each place: values by a parameter's number, or by its word; or losses by tokens."""
+
+    label: str
+    points: Mapping[float | str, Sequence[float]]
 
 
 def draw_training(rows: Sequence[Row], out: Path) -> None:
@@ -59,14 +71,96 @@ def draw_corpus(lengths: Mapping[int, int], outcomes: Mapping[str, int], out: Pa
         right.margins(x=0.2)
 
 
+def draw_metrics(panels: Mapping[str, Sequence[Series]], parameter: str, out: Path, *, logarithmic: bool) -> None:
+    """Draw each metric over a parameter: means on a line, their standard deviations, and every value as a faint dot.
+
+    Words stand side by side and have no line. All series of a panel are of the same kind.
+    """
+    with _drawing(out, height=1 + 2.8 * len(panels)) as figure:
+        rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (metric, lines) in zip(rows, panels.items(), strict=True):
+            _draw_metric(axes, lines)
+            axes.set_title(metric, loc="left", color=INK, fontsize=11, fontweight="bold")
+        places = sorted({place for lines in panels.values() for line in lines for place in line.points}, key=str)
+        _mark_places(axes, places, logarithmic)
+        axes.set_xlabel(parameter, color=INK)
+
+
+def draw_curves(curves: Sequence[Series], out: Path) -> None:
+    """Draw losses over the tokens seen; curves of one label have one colour."""
+    labels = list(dict.fromkeys(curve.label for curve in curves))
+    with _drawing(out, height=4.2) as figure:
+        axes = figure.subplots()
+        for curve in curves:
+            colour = _choose_colour(labels.index(curve.label), len(labels))
+            first = curve is next(other for other in curves if other.label == curve.label)
+            tokens = [float(place) for place in curve.points]
+            losses = [fmean(values) for values in curve.points.values()]
+            points = select(tokens, losses, RATE_POINTS)
+            axes.plot(*points, color=colour, linewidth=1.4, label=curve.label if first else None, zorder=2)
+        _tidy(axes)
+        axes.set_title("Validation loss, nats per token", loc="left", color=INK, fontsize=11, fontweight="bold")
+        axes.set_xlabel("tokens seen in training", color=INK)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.legend(loc="upper right", frameon=False, labelcolor=INK)
+
+
+def _draw_metric(axes: Axes, lines: Sequence[Series]) -> None:
+    for number, line in enumerate(lines):
+        colour = _choose_colour(number, len(lines))
+        measured = {place: values for place, values in line.points.items() if values}
+        dots = [(place, value) for place, values in measured.items() for value in values if len(values) > 1]
+        if dots:
+            axes.plot(*zip(*dots, strict=True), "o", color=colour, alpha=0.3, markersize=3.5, zorder=2)
+        axes.errorbar(
+            list(measured),
+            [fmean(values) for values in measured.values()],
+            [stdev(values) if len(values) > 1 else 0.0 for values in measured.values()],
+            color=colour,
+            linestyle="none" if any(isinstance(place, str) for place in measured) else "-",
+            linewidth=1.6,
+            elinewidth=1.2,
+            marker="o",
+            markersize=5.5,
+            markeredgecolor="white",
+            markeredgewidth=0.7,
+            label=line.label or None,
+            zorder=3,
+        )
+    _tidy(axes)
+    axes.margins(x=0.06, y=0.1)
+    if any(line.label for line in lines):
+        axes.legend(frameon=False, labelcolor=INK)
+
+
+def _mark_places(axes: Axes, places: Sequence[float | str], logarithmic: bool) -> None:
+    if logarithmic:
+        axes.set_xscale("log")
+    numbers = [place for place in places if not isinstance(place, str)]
+    if len(numbers) == len(places) <= LABELLED_VALUES:
+        axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+        axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _choose_colour(number: int, count: int) -> str | tuple[float, ...]:
+    """Of so many that must be told apart; the scale goes from dark violet to a green that shows on white."""
+    return VALIDATION if count == 1 else tuple(colormaps["viridis"](0.8 * number / (count - 1)))
+
+
 @contextmanager
 def _drawing(out: Path, height: float) -> Iterator[Figure]:
-    """A figure eight inches wide, in our style, written when the block ends well; the same figure, the same bytes."""
+    """A figure eight inches wide, in our style, written when the block ends well; the same figure, the same bytes.
+
+    As SVG, or as PNG where the file's name ends so.
+    """
     with context(["default", STYLE]):  # whatever the user's matplotlibrc says
         figure = Figure(figsize=(8, height), facecolor="white", layout="constrained")
         yield figure
         with write_file(out) as file:
-            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+            if out.suffix == ".png":
+                figure.savefig(file, format="png", metadata={"Software": None})
+            else:
+                figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def _draw_losses(axes: Axes, rows: Sequence[Row]) -> None:

@@ -10,7 +10,7 @@ from lmcore.evaluate.settings import EvaluateParams
 from lmcore.evaluate.suites import open_suites
 from lmcore.evaluate.syntax import measure_python
 from lmcore.files import project_root, write_json, write_text
-from lmcore.hardware import HardwareParams, choose_device
+from lmcore.hardware import HardwareParams, claim_device
 from lmcore.model.folder import load_model
 from lmcore.params import read_params, read_section
 from lmcore.tokenizer.load import load_tokenizer
@@ -22,7 +22,7 @@ from lmcore.tracking.results import log_results
 def main() -> None:
     params = read_section(EvaluateParams, "evaluate")
     suites = open_suites(params.suites or [])
-    device = choose_device(read_section(HardwareParams, "hardware"), read_params())
+    device = claim_device(read_section(HardwareParams, "hardware"), read_params())
     model, tokenizer = load_model(Path("models/gpt"), device), load_tokenizer(Path("models/gpt"))
     dataset = open_dataset(Path("data/tokens"), tokenizer)
     dataset.verify(VerifiedFiles(project_root() / VERIFIED))

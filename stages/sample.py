@@ -8,7 +8,7 @@ from lmcore.generate.report import measure_samples, render_json_lines, render_ma
 from lmcore.generate.samples import draw_samples
 from lmcore.generate.settings import SampleParams
 from lmcore.generate.weights import convert_weights
-from lmcore.hardware import HardwareParams, choose_device
+from lmcore.hardware import HardwareParams, claim_device
 from lmcore.model.folder import load_model
 from lmcore.params import read_params, read_section
 from lmcore.tokenizer.load import load_tokenizer
@@ -16,7 +16,7 @@ from lmcore.tokenizer.load import load_tokenizer
 
 def main() -> None:
     params = read_section(SampleParams, "sample")
-    device = choose_device(read_section(HardwareParams, "hardware"), read_params())
+    device = claim_device(read_section(HardwareParams, "hardware"), read_params())
     model, tokenizer = load_model(Path("models/gpt"), device), load_tokenizer(Path("models/gpt"))
     convert_weights(model, params.weights)
     samples, tally = draw_samples(model, tokenizer, params)

@@ -1,14 +1,18 @@
-"""A project of its own for tests of the whole pipeline: a clone of this checkout with a tiny corpus."""
+"""A small project of its own for tests that run the real pipeline, and a wait for what its processes do."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from tempfile import TemporaryFile
+from typing import IO, Any, Self
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 from tiny import TINY_MODEL, make_texts
@@ -16,6 +20,7 @@ from tiny import TINY_MODEL, make_texts
 from lmcore.train.speed import SPEED_FILE
 
 CHECKOUT = Path(__file__).parents[1]
+OUTPUTS = ("data", "models", "reports", "dvc.lock")
 SMALL: dict[str, dict[str, Any]] = {
     "download": {"path": "corpus"},
     "prepare": {"validation_fraction": 0.2},
@@ -66,9 +71,13 @@ class Project:
         return self.at(folder)
 
     def copy(self, folder: Path) -> Self:
-        """The same project in another folder, which shares nothing with it; hard links within stay such."""
-        self.run("cp", "--archive", str(self.folder), str(folder))
-        return self.at(folder)
+        """The same project in another folder, which shares nothing with it and where no experiment has run."""
+        self.run("cp", "--archive", str(self.folder), str(folder))  # hard links within stay hard links
+        copied = self.at(folder)
+        shutil.rmtree(folder / ".dvc" / "tmp", ignore_errors=True)
+        for name in copied.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split():
+            copied.run("git", "update-ref", "-d", name)
+        return copied
 
     def environment(self) -> dict[str, str]:
         return {
@@ -81,19 +90,23 @@ class Project:
             "GIT_COMMITTER_EMAIL": "a@b",
         }
 
-    def start(self, *command: str, sabotage: str = "") -> subprocess.Popen[str]:
+    def start(
+        self, *command: str, sabotage: str = "", stdout: IO[str] | int = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
         """`sabotage`: what is to befall a process on the way, see tests/sabotage."""
         environment = self.environment()
         if sabotage:
             environment |= {"PYTHONPATH": str(CHECKOUT / "tests" / "sabotage"), "SABOTAGE": sabotage}
-        pipe = subprocess.PIPE
         return subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True
+            command, cwd=self.folder, env=environment, stdout=stdout, stderr=subprocess.STDOUT, text=True
         )
 
-    def run(self, *command: str, fails: bool = False) -> str:
-        process = self.start(*command)
-        output, _ = process.communicate()
+    def run(self, *command: str, fails: bool = False, sabotage: str = "") -> str:
+        with TemporaryFile("w+") as file:  # the workers of a queue would keep a pipe open
+            process = self.start(*command, sabotage=sabotage, stdout=file)
+            process.wait()
+            file.seek(0)
+            output = file.read()
         assert (process.returncode != 0) == fails, f"{' '.join(command)} gave {process.returncode}:\n{output}"
         return output
 
@@ -116,3 +129,31 @@ class Project:
 
 
 finished_once = pytest.mark.xdist_group("finished")  # tests that share one finished project share a process
+
+
+def find_stopped_child(parent: subprocess.Popen[str], name: str) -> int | None:
+    """The id of the process below `parent` whose command line holds `name`, once it is stopped."""
+    assert parent.poll() is None, f"{name} did not stop:\n{parent.communicate()[0]}"
+    for child in psutil.Process(parent.pid).children(recursive=True):  # DVC's, or its shell's
+        with suppress(psutil.NoSuchProcess):
+            if child.status() == psutil.STATUS_STOPPED and name in child.cmdline():
+                return child.pid
+    return None
+
+
+def wait_for(condition: Callable[[], int | None]) -> int:
+    """What `condition` gives as soon as it gives something."""
+    deadline = time.monotonic() + 300
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen within five minutes"
+        time.sleep(0.02)
+    return found
+
+
+def kill_tree(*roots: int) -> None:
+    """SIGKILL for these processes and all below them, at once as in a reboot."""
+    processes = [process for root in roots for process in (psutil.Process(root), *psutil.Process(root).children(True))]
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes)

@@ -2,24 +2,18 @@
 
 import os
 import signal
-import subprocess
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from projects import SMALL, Project, finished_once
+from projects import OUTPUTS, SMALL, Project, find_stopped_child, finished_once, wait_for
 from ruamel.yaml import YAML
 from tiny import GPT2_MODEL
 
 from lmcore.train.speed import SPEED_FILE
 
 pytestmark = pytest.mark.slow
-
-OUTPUTS = ("data", "models", "reports", "dvc.lock")
 
 
 @finished_once
@@ -97,25 +91,6 @@ def test_experiments_run_only_what_they_change(finished: Project) -> None:
     finished.run("git", "checkout", "--quiet", "--", ".")
     finished.run("dvc", "checkout", "--quiet")
     assert finished.contents("models/gpt") == weights
-
-
-def find_stopped_child(parent: subprocess.Popen[str], name: str) -> int | None:
-    """The id of the process below `parent` whose command line holds `name`, once it is stopped."""
-    assert parent.poll() is None, f"{name} did not stop:\n{parent.communicate()[0]}"
-    for child in psutil.Process(parent.pid).children(recursive=True):  # DVC's, or its shell's
-        with suppress(psutil.NoSuchProcess):
-            if child.status() == psutil.STATUS_STOPPED and name in child.cmdline():
-                return child.pid
-    return None
-
-
-def wait_for(condition: Callable[[], int | None]) -> int:
-    """What `condition` gives as soon as it gives something."""
-    deadline = time.monotonic() + 300
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen within five minutes"
-        time.sleep(0.02)
-    return found
 
 
 @pytest.mark.parametrize("victim", ["trainer", "dvc"])

@@ -21,7 +21,7 @@ SHARED_SECTIONS = {"model", "hardware", "profiles", "tracking"}  # every other o
 
 # They word, watch and speed up a run and cannot change what it makes, so that editing them runs nothing again.
 CANNOT_CHANGE_RESULTS = {
-    *(Path(f"lmcore/{name}.py") for name in ("cluster", "engine", "errors", "progress", "scratch", "workers")),
+    *(Path(f"lmcore/{name}.py") for name in ("cards", "cluster", "engine", "errors", "progress", "scratch", "workers")),
     *source_files("lmcore/tracking"),
 }
 MADE_BY_STAGES = ("data", "models", "reports")

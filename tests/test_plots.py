@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lmcore.plots import average, draw_corpus, draw_training, select
+from lmcore.plots import Series, average, draw_corpus, draw_curves, draw_metrics, draw_training, select
 
 
 def training_rows(count: int, evaluate_every: int) -> list[dict[str, Any]]:
@@ -65,3 +65,23 @@ def test_a_corpus_is_a_picture_and_the_same_bytes(tmp_path: Path, lengths: dict[
     assert content == (tmp_path / "second.svg").read_bytes()
     ElementTree.fromstring(content)
     assert len(content) < 100_000
+
+
+@pytest.mark.parametrize("places", [[0.0003, 0.001, 0.003], ["relu2", "gelu"], [float(width) for width in range(20)]])
+def test_metrics_over_a_parameter_are_a_picture(tmp_path: Path, places: list[float | str]) -> None:
+    lines = [Series(f"line {line}", dict.fromkeys(places, (1.0, 1.1 + line))) for line in range(3)]
+    alone = [Series("", {place: () if place == places[0] else (1.0,) for place in places})]
+    draw_metrics({"loss": lines, "other": alone}, "train.any", tmp_path / "any.svg", logarithmic=0.001 in places)
+    text = (tmp_path / "any.svg").read_text()
+    ElementTree.fromstring(text)
+    assert all(f"<!-- {place} -->" in text for place in places if len(places) < 10)
+    assert "<!-- line 2 -->" in text
+    assert "<!-- train.any -->" in text
+
+
+def test_curves_of_one_label_are_named_once(tmp_path: Path) -> None:
+    curve = {float(tokens): [8.0 - tokens / 1000] for tokens in range(0, 5000, 10)}
+    draw_curves([Series("small", curve), Series("small", curve), Series("large", curve)], tmp_path / "any.svg")
+    text = (tmp_path / "any.svg").read_text()
+    assert (text.count("<!-- small -->"), text.count("<!-- large -->")) == (1, 1)
+    assert len(text) < 60_000

@@ -90,7 +90,7 @@ def compare_experiments(
         raise DataError(f"none of the experiments has finished: {told}; {MAKE_SOME}")
     params = find_differing(groups)
     if not names:
-        groups.sort(key=lambda group: [_rank(group.param(name)) for name in params])
+        groups.sort(key=lambda group: [rank(group.param(name)) for name in params])
     if len({group.members[0].code for group in groups}) > 1:
         params = [COMMIT, *params]
     base = _find_group(groups, first[0]) if first else groups[0]
@@ -136,10 +136,10 @@ def _sort_groups(groups: Iterable[Group], sort: str, params: Sequence[str], metr
 
     present = [group for group in groups if value(group) is not None]
     absent = [group for group in groups if value(group) is None]
-    return sorted(present, key=lambda group: _rank(value(group)), reverse=sort.startswith("-")) + absent
+    return sorted(present, key=lambda group: rank(value(group)), reverse=sort.startswith("-")) + absent
 
 
-def _rank(value: object) -> tuple[bool, float, str]:
+def rank(value: object) -> tuple[bool, float, str]:
     """Numbers by their size, before words by the alphabet."""
     try:
         return False, float(str(value)), ""

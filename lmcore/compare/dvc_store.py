@@ -64,6 +64,19 @@ def read_experiments(names: Sequence[str], root: Path) -> list[StoredExperiment]
     return found + [_describe(states[commit], name, commit, None, False) for name, commit in commits.items()]
 
 
+def read_file(name: str, code: str, path: str, root: Path) -> str:
+    """A file that git keeps, as the experiment or the commit of this name left it; of `workspace`, as it is now.
+
+    `code` is the commit that the experiment was made from. Raises ArtifactError where there is none.
+    """
+    if name == WORKSPACE and (root / path).exists():
+        return (root / path).read_text(encoding="utf-8")
+    for revision in (f"refs/exps/{code[:2]}/{code[2:]}/{name}", name):
+        if text := _git(root, "show", f"{revision}:{path}"):
+            return text
+    raise ArtifactError(f"{name}: git has no {path} of it; an experiment of DVC has one once its training has ended")
+
+
 def _show(commits: Sequence[str], root: Path) -> list[dict[str, Any]]:
     """`dvc exp show`, whose JSON is what DVC promises to other programs."""
     command = [sys.executable, "-m", "dvc", "exp", "show", "--json", *(f"--rev={commit}" for commit in commits)]

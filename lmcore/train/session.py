@@ -13,7 +13,7 @@ import torch
 from lmcore.distributed import World
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import project_root
-from lmcore.hardware import Hardware, HardwareParams, resolve_hardware
+from lmcore.hardware import Hardware, HardwareParams, claim_device, resolve_hardware
 from lmcore.machine import keep_freed_memory, measure_peak_flops, peak_memory_bytes, reset_peak_memory
 from lmcore.model.architecture import explain_misfit, hugging_face_architecture
 from lmcore.model.gpt import GPT, ModelParams
@@ -237,7 +237,11 @@ def plan_hardware(
     model_params: ModelParams,
     dataset: TokenDataset,
 ) -> Hardware:
-    """What the run will use of this machine. Raises ParameterError for what it has not, or if the run cannot fit."""
+    """What the run will use of this machine, and from here on has for itself, if that are cards (`claim_device`).
+
+    Raises ParameterError for what the machine has not, or if the run cannot fit.
+    """
+    claim_device(request, settings, params.batch_size)
     context, vocab_size = model_params.context_length, dataset.tokenizer.vocab_size
     tokens = plan_schedule(params, context, dataset.train.tokens).steps * params.batch_size * context
     flops = estimate_flops(GPT.outline(model_params, vocab_size).count_parameters(), tokens)
