@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 from chromium import Browser, serve
+from tracked import SETTINGS, make_params
 
-from lmcore.tracking import TrackedRun, track_run
+from lmcore.tracking.run import TrackedRun
+from lmcore.tracking.session import track_run
 
 STEPS = 40
 CORNERS = """Math.max(0, ...[...document.querySelectorAll('.scatterlayer path.js-line')]
@@ -28,7 +30,7 @@ def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         folder = tmp_path / "runs" / key
         folder.mkdir(parents=True)
         run = TrackedRun(folder, {"train": {"seed": seed}}, {"device": "cpu"}, {"tokenizer": "cd" * 32}, Path("models"))
-        with track_run(run, {}), (folder / "metrics.jsonl").open("w") as file:
+        with track_run(run, SETTINGS, make_params()), (folder / "metrics.jsonl").open("w") as file:
             for step in range(1, STEPS + 1):
                 machine = {"time": 1_700_000_000_000 + 1000 * step, "tokens_per_second": 900.0 + step}
                 record = {"step": step, "train_loss": seed + step % 2, "machine": machine}
