@@ -84,12 +84,13 @@ def write(page: Browser, prompt: str, **settings: object) -> str:
     return str(page.run(f"return {TEXT}"))
 
 
-def ask(address: str, **body: Any) -> str:
+def ask_all(address: str, **body: Any) -> list[dict[str, Any]]:
     """What the server answers without a page."""
     content = json.dumps(body).encode()
     request = urllib.request.Request(f"{address}/v1/completions", content, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as answer:
-        return str(json.load(answer)["choices"][0]["text"])
+        choices: list[dict[str, Any]] = json.load(answer)["choices"]
+        return choices
 
 
 def read_metric(address: str, name: str) -> float:
@@ -120,7 +121,8 @@ def test_a_text_comes_token_by_token_with_its_probabilities(page: Browser, addre
     shown = write(page, "the cat", max_tokens=40, seed=5, top_k=50)
     # Half characters and all, it is what the server says of the same request.
     settings = {"temperature": 0.9, "top_k": 50, "seed": 5, "max_tokens": 40}
-    assert shown == "the cat" + ask(address, prompt="the cat", **settings)
+    (answer,) = ask_all(address, prompt="the cat", **settings)
+    assert shown == "the cat" + answer["text"]
     assert page.run("return tokens.length") == 40
     assert len(page.run("return [...new Set(window.seen)]")) > 3
     told = page.run("return document.getElementById('status').textContent")
@@ -156,6 +158,19 @@ def test_an_alternative_is_gone_on_with(page: Browser) -> None:
     page.wait(f"{IDLE} && tokens.length === 14")
     after = page.run("return tokens.map(({name}) => name)")
     assert after[:4] == [*before[:3], names[at]]
+
+
+def test_the_end_of_a_text_is_a_sign_and_no_choice(page: Browser, address: str) -> None:
+    """The server tells it as a token that is no part of the text: here it comes by chance, one text in a hundred."""
+    asked = {"prompt": "", "n": 64, "max_tokens": 20, "logprobs": 5, "temperature": 2, "top_k": 200}
+    choices = (choice for seed in range(40) for choice in ask_all(address, seed=seed, **asked))
+    ended = next(choice for choice in choices if choice["finish_reason"] == "stop")
+    page.run("add(arguments[0], 0)", ended)
+    assert page.run(f"return {TEXT}") == ended["text"] + "∎"
+    page.run(f"{TOKENS}.at(-1).click()")
+    (end,) = page.driver.find_elements(By.CSS_SELECTOR, ".choice.taken")
+    assert "end" in (end.accessible_name or "")
+    assert not end.is_enabled()
 
 
 def test_stop_frees_the_slot(page: Browser, address: str) -> None:
@@ -212,7 +227,7 @@ def test_a_key_is_asked_for_and_kept_for_the_session(browser: Browser, project: 
         assert browser.run("return document.getElementById('error').hidden")
         browser.driver.refresh()
         browser.wait("document.getElementById('model').textContent")
-        assert len(write(browser, "cat", max_tokens=3)) > 3
+        assert len(write(browser, "cat", max_tokens=3)) > len("cat")
         # In this tab alone, and nowhere but in the head of requests to this server.
         assert browser.run("return [localStorage.length, sessionStorage.length]") == [0, 1]
         assert all(url.startswith(f"{guarded}/") and KEY not in url for url in browser.requests())
