@@ -68,13 +68,13 @@ def test_it_runs(finished: Project, notebook: NotebookNode, tmp_path: Path, monk
 
     assert str(project.folder) in shown["checkout"]
     assert "Ran experiment(s): first" in shown["first"]
-    assert "bits_per_byte" in shown["measured"]
+    assert "bits per byte" in shown["measured"]
     assert "image/svg+xml" in shown["curve"]
     assert "the cat" in shown["samples"]
     for name in ("short", "short-hot"):
         assert f"Ran experiment(s): {name}" in shown[name]
         assert "Running stage 'encode'" not in shown[name]
-        assert "[2K" not in shown[name], "a live line is drawn into the cell"
+        assert "\\u001b" not in shown[name], "a live line is drawn into the cell"
         assert name in shown["show"]
         assert name in shown["compare"]
     assert "train.learning_rate" in shown["compare"]
