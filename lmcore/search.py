@@ -54,12 +54,12 @@ def search(
         raise LmcoreError("the search needs Optuna: pip install -e '.[search]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     question = read_question(settings, metric, root)
-    cache = root / ".cache"
-    cache.mkdir(exist_ok=True)
-    with hold(cache / f"search-{name}.lock", f"another search {name} is at work: waiting for it"):
+    runs = root / "runs"
+    runs.mkdir(exist_ok=True)
+    with hold(runs / f"search-{name}.lock", f"another search {name} is at work: waiting for it"):
         study = optuna.create_study(
             study_name=name,
-            storage=f"sqlite:///{cache / 'search.db'}",
+            storage=f"sqlite:///{runs / 'search.db'}",
             pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS),
             load_if_exists=True,
         )

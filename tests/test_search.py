@@ -90,7 +90,7 @@ def run(root: Path, settings: Sequence[str], trials: int = 4, metric: str = "tra
 
 
 def open_study(project: Project) -> optuna.Study:
-    return optuna.load_study(study_name="search", storage=f"sqlite:///{project.folder}/.cache/search.db")
+    return optuna.load_study(study_name="search", storage=f"sqlite:///{project.folder}/runs/search.db")
 
 
 @pytest.mark.slow
@@ -136,8 +136,8 @@ def test_a_trial_worse_than_the_others_is_stopped_and_a_mistaken_one_fails(finis
     project = finished.copy(tmp_path / "stopped")
     commit = project.run("git", "rev-parse", "HEAD").strip()
     settings = ["train.max_steps=30000", RATE, "train.eval_every=10"]
-    (project.folder / ".cache").mkdir(exist_ok=True)
-    study = optuna.create_study(study_name="search", storage=f"sqlite:///{project.folder}/.cache/search.db")
+    (project.folder / "runs").mkdir(exist_ok=True)
+    study = optuna.create_study(study_name="search", storage=f"sqlite:///{project.folder}/runs/search.db")
     asked = {"settings": settings, "metric": "train.val_loss", "commit": commit, "seed": 1}
     for name, value in asked.items():
         study.set_user_attr(name, value)
