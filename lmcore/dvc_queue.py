@@ -1,6 +1,7 @@
 """DVC's queue of experiments: what waits, what runs and what nobody runs any more, and which workers are alive."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from lmcore.errors import ArtifactError
 from lmcore.findings import read_command
+from lmcore.workers import count_cores
 
 EXPERIMENTS = Path(".dvc", "tmp", "exps")
 DVC = (sys.executable, "-m", "dvc")
@@ -82,10 +84,22 @@ def queue_experiment(root: Path, name: str, settings: Sequence[str], target: str
     run_dvc(root, "exp", "run", "--queue", "--name", name, *(f"--set-param={each}" for each in settings), target)
 
 
-def run_dvc(root: Path, *arguments: str) -> str:
+def start_workers(root: Path, count: int) -> None:
+    """Have so many workers at work, each with its share of the cores unless OMP_NUM_THREADS says otherwise.
+
+    Two trainings of all threads each wait for one another's: 250 tokens/s where two of one thread have 4,000 each.
+    """
+    run_dvc(root, "queue", "start", f"--jobs={count}", threads=max(1, count_cores() // count))
+
+
+def run_dvc(root: Path, *arguments: str, threads: int | None = None) -> str:
     """What DVC prints. Raises ArtifactError with its complaint where it fails."""
+    environment = {**({"OMP_NUM_THREADS": str(threads)} if threads else {}), **os.environ}
     with TemporaryFile("w+") as output, TemporaryFile("w+") as errors:  # of a pipe the workers would keep the other end
-        status = subprocess.run([*DVC, *arguments], cwd=root, stdout=output, stderr=errors, check=False).returncode
+        command = [*DVC, *arguments]
+        status = subprocess.run(
+            command, cwd=root, env=environment, stdout=output, stderr=errors, check=False
+        ).returncode
         for file in (output, errors):
             file.seek(0)
         if status:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmcore.compare.dvc_store import read_file
-from lmcore.dvc_queue import Attempt, count_workers, find_attempt, queue_experiment, run_dvc, run_git
+from lmcore.dvc_queue import Attempt, count_workers, find_attempt, queue_experiment, run_dvc, run_git, start_workers
 from lmcore.errors import ArtifactError, DataError, LmcoreError, ParameterError
 from lmcore.files import derive_seed
 from lmcore.params import read_params
@@ -164,7 +164,7 @@ class _Search:
 
     def _start_workers(self, jobs: int) -> None:
         """DVC starts those that do not answer: before they can, a second call would start them twice."""
-        run_dvc(self.root, "queue", "start", f"--jobs={jobs}")
+        start_workers(self.root, jobs)
         deadline = time.monotonic() + START_SECONDS
         while count_workers(self.root) < jobs and time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS)

@@ -16,6 +16,7 @@ from projects import Project, wait_for
 from lmcore.dvc_queue import find_attempt
 from lmcore.errors import LmcoreError, ParameterError
 from lmcore.search import read_question, search
+from lmcore.workers import count_cores
 
 RATE = "train.learning_rate=log(1e-4,1e-2)"
 finished_once = pytest.mark.xdist_group("finished")
@@ -99,13 +100,14 @@ def test_killed_in_the_middle_it_goes_on(finished: Project, tmp_path: Path, monk
     project = finished.copy(tmp_path / "search")
     settings = [RATE, "train.max_steps=40"]
     options = [word for setting in settings for word in ("-S", setting)]
-    command = ["lmcore", "search", *options, "--metric", "train.val_loss", "--trials", "3", "--jobs", "2"]
-    process = project.start("python", "-m", *command)
+    command = ["env", "--unset=OMP_NUM_THREADS", "python", "-m", "lmcore", "search", *options]
+    command += ["--metric", "train.val_loss", "--trials", "3", "--jobs", "2"]
+    process = project.start(*command)
     wait_for(lambda: find_attempt(project.folder, "search-1").state in ("running", "ended"))
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
-    lines = project.run("python", "-m", *command).splitlines()
+    lines = project.run(*command).splitlines()
     names = set(project.run("dvc", "exp", "list", "--name-only").split())
     assert names == {"search-0", "search-1", "search-4"}, "the trials that were under way were followed, not run again"
     study = open_study(project)
@@ -114,6 +116,9 @@ def test_killed_in_the_middle_it_goes_on(finished: Project, tmp_path: Path, monk
         recorded = json.loads(project.run("git", "show", f"{reference(project, name)}:reports/metrics/train.json"))
         assert told[name] == recorded["val_loss"]
         assert recorded["steps"] == 40
+    summaries = [json.loads(path.read_text()) for path in (project.folder / "runs").glob("*/summary.json")]
+    threads = {summary["hardware"]["threads"] for summary in summaries if summary["seconds"]}
+    assert threads == {1, max(1, count_cores() // 2)}, "the project's own repro had one thread, each trial its share"
     best = min(told, key=lambda name: told[name] or 0.0)
     assert lines[-2].startswith(f"best of 3: {best} (train.learning_rate=")
     assert project.status() == ""
