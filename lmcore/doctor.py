@@ -45,7 +45,8 @@ def examine(root: Path) -> Iterator[Finding]:
     yield from _find_changed_text(root / "data" / "raw")
     yield from _find_changed_tokens(root / "data" / "tokens")
     yield from _find_git_state(root)
-    yield from examine_experiments(root)
+    if shutil.which("git"):
+        yield from examine_experiments(root)
     yield from _find_torn_lock(root / "dvc.lock")
     yield from _find_dvc_lock(root)
     yield from _find_secrets(root / ".dvc" / "config")

@@ -109,8 +109,11 @@ def run_dvc(root: Path, *arguments: str, threads: int | None = None) -> str:
 
 
 def run_git(root: Path, *arguments: str) -> str:
-    """What git prints; nothing where it fails."""
-    result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    """What git prints; nothing where it fails. Raises ArtifactError where there is none."""
+    try:
+        result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ArtifactError("git is not installed, and DVC keeps experiments in it: install git") from None
     return result.stdout.strip()
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -149,3 +150,11 @@ def test_the_installed_command_is_this_one() -> None:
         scripts = tomllib.load(file)["project"]["scripts"]
     module, _, function = scripts["lmcore"].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize("command", [("compare",), ("trace", "models/gpt")])
+def test_without_git(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    status, _, errors = call(*command)
+    assert status == 1
+    assert re.fullmatch(r"error: git is not installed, and .*: install git\n", errors)

@@ -142,6 +142,11 @@ class TestGit:
         assert problem.text.startswith("git: fatal: not a git repository")
         assert (problem.remedy, problem.needs_user) == ("git init", True)
 
+    def test_no_git(self, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", str(project / "empty"))
+        (problem,) = found(project)
+        assert (problem.text, problem.needs_user) == ("git is not installed, and DVC needs it", True)
+
 
 class TestRuns:
     def start(self, project: Path, identity: dict[str, object], *steps: int) -> str:

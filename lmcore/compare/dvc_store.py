@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lmcore.dvc_queue import run_git
 from lmcore.errors import ArtifactError
 from lmcore.tracking.store import flatten
 
@@ -37,12 +38,12 @@ def read_experiments(names: Sequence[str], root: Path) -> list[StoredExperiment]
     Of these, experiments of other commits are taken along with all of their commit; a commit goes by the name that it
     was asked by; names that neither are, are left out. Raises ArtifactError where DVC cannot read the project.
     """
-    head = _git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()
+    head = run_git(root, "rev-parse", "--verify", "--quiet", "HEAD")
     if not head:
         raise ArtifactError(f"{root} has no git commit, and DVC keeps experiments in git: commit the project first")
     references = [
         match
-        for line in _git(root, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
+        for line in run_git(root, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
         if (match := REFERENCE.fullmatch(line))
     ]
     home = {match[3]: match[1] + match[2] for match in references}
@@ -51,7 +52,7 @@ def read_experiments(names: Sequence[str], root: Path) -> list[StoredExperiment]
         for name in names
         if name not in home
         and name != WORKSPACE
-        and (commit := _git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip())
+        and (commit := run_git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"))
     }
     wanted = dict.fromkeys([head, *commits.values(), *(home[name] for name in names if name in home)])
     states = {state["rev"]: state for state in _show(list(wanted), root)}
@@ -72,7 +73,7 @@ def read_file(name: str, code: str, path: str, root: Path) -> str:
     if name == WORKSPACE and (root / path).exists():
         return (root / path).read_text(encoding="utf-8")
     for revision in (f"refs/exps/{code[:2]}/{code[2:]}/{name}", name):
-        if text := _git(root, "show", f"{revision}:{path}"):
+        if text := run_git(root, "show", f"{revision}:{path}"):
             return text
     raise ArtifactError(f"{name}: git has no {path} of it; an experiment of DVC has one once its training has ended")
 
@@ -104,8 +105,3 @@ def _read_files(data: Mapping[str, Any], kind: str) -> Iterator[tuple[str, dict[
     for path, content in (data.get(kind) or {}).items():
         if isinstance(content.get("data"), dict):
             yield path, content["data"]
-
-
-def _git(root: Path, *arguments: str) -> str:
-    """What git prints; nothing where it fails."""
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False).stdout

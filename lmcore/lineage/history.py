@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from lmcore.compare.dvc_store import REFERENCE
+from lmcore.errors import ArtifactError
 from lmcore.lineage.lock import CODE_FOLDERS, LOCK, PARAMS, PIPELINE, Entry, LockedStage, Pipeline, parse_pipeline
 from lmcore.lineage.project import Project, hash_folder
 
@@ -131,7 +132,10 @@ class History:
         return "" if result.returncode else result.stdout.decode("utf-8", "surrogateescape")
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, check=False)
+        try:
+            return subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, check=False)
+        except FileNotFoundError:
+            raise ArtifactError("git is not installed, and commits are in it: install git") from None
 
 
 def _hash_entry(entry: Entry, files: Mapping[str, str], project: Project) -> str | None:
