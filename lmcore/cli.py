@@ -17,7 +17,7 @@ ServedWeights = Literal["float32", "bfloat16", "int8"]
 
 app = typer.Typer(
     name="lmcore",
-    help="Beside `dvc repro`: sets of parameters, what is wrong here, samples, benchmarks, comparisons.",
+    help="Beside `dvc repro`: look at the project, write and serve with its models, compare and trace what came out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

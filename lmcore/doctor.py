@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.corpus.sources import find_changes
+from lmcore.dvc_queue import require_owner
 from lmcore.errors import ArtifactError, LmcoreError, ParameterError
 from lmcore.files import read_json
 from lmcore.findings import Finding, read_command
@@ -45,7 +46,7 @@ def examine(root: Path) -> Iterator[Finding]:
     yield from _find_changed_text(root / "data" / "raw")
     yield from _find_changed_tokens(root / "data" / "tokens")
     yield from _find_git_state(root)
-    if shutil.which("git"):
+    if _can_ask_git(root):
         yield from examine_experiments(root)
     yield from _find_torn_lock(root / "dvc.lock")
     yield from _find_dvc_lock(root)
@@ -188,6 +189,12 @@ def _name_holders(path: Path) -> str:
     return ", ".join(holders) or "another process"
 
 
+def _can_ask_git(root: Path) -> bool:
+    """Whether git is there and reads this folder; what is wrong otherwise is said by `_find_git_state`."""
+    command = ["git", "rev-parse", "--git-dir"]
+    return bool(shutil.which("git")) and not subprocess.run(command, cwd=root, capture_output=True).returncode
+
+
 def _find_git_state(root: Path) -> Iterator[Finding]:
     if not shutil.which("git"):
         yield Finding("git is not installed, and DVC needs it", "install git", needs_user=True)
@@ -195,7 +202,13 @@ def _find_git_state(root: Path) -> Iterator[Finding]:
     command = ["git", "status", "--porcelain=v2", "--branch"]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if result.returncode:
-        yield Finding(f"git: {result.stderr.strip().splitlines()[0]}", "git init", needs_user=True)
+        try:
+            require_owner(result.stderr)
+        except ArtifactError as error:
+            text, _, remedy = str(error).partition(": ")
+            yield Finding(text, remedy, needs_user=True)
+        else:
+            yield Finding(f"git: {result.stderr.strip().partition(chr(10))[0]}", "git init", needs_user=True)
         return
     lines = result.stdout.splitlines()
     facts = dict(line.removeprefix("# ").split(" ", 1) for line in lines if line.startswith("# "))

@@ -114,7 +114,16 @@ def run_git(root: Path, *arguments: str) -> str:
         result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise ArtifactError("git is not installed, and DVC keeps experiments in it: install git") from None
+    require_owner(result.stderr)
     return result.stdout.strip()
+
+
+def require_owner(complaint: str) -> None:
+    """Raise ArtifactError where git refuses a repository because it is another user's, as in containers."""
+    if "dubious ownership" in complaint:
+        place = complaint.partition("'")[2].partition("'")[0]
+        remedy = f"git config --global --add safe.directory {place}"
+        raise ArtifactError(f"{place} belongs to another user, and git does not read it: {remedy}")
 
 
 def _is_alive(process: dict[str, Any]) -> bool:

@@ -1,8 +1,8 @@
 """One thing that the doctor found, and what tells whether a process that left a trace is still at work."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,10 @@ class Finding:
 
 
 def read_command(pid: int) -> str | None:
-    """The command line of a process that lives, `dvc or another` where the system has no /proc; None if it is dead."""
+    """The command line of a process that lives, empty where the system does not tell; None if it is dead."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.AccessDenied:
+        return ""
+    except psutil.NoSuchProcess:  # a zombie too, which is at work on nothing
         return None
-    except PermissionError:  # it lives, and belongs to somebody else
-        pass
-    path = Path("/proc", str(pid), "cmdline")
-    return path.read_text().replace("\0", " ").strip() if path.exists() else "dvc or another"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lmcore.compare.dvc_store import read_file
 from lmcore.dvc_queue import Attempt, count_workers, find_attempt, queue_experiment, run_dvc, run_git, start_workers
 from lmcore.errors import ArtifactError, DataError, LmcoreError, ParameterError
-from lmcore.files import derive_seed
+from lmcore.files import derive_seed, read_json
 from lmcore.params import read_params
 from lmcore.scratch import hold
 from lmcore.tracking.store import flatten
@@ -53,6 +53,8 @@ def search(
     except ImportError:
         raise LmcoreError("the search needs Optuna: pip install -e '.[search]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ParameterError(f"--name {name}: must be of letters, digits and _.-, as the experiments' names begin so")
     question = read_question(settings, metric, root)
     runs = root / "runs"
     runs.mkdir(exist_ok=True)
@@ -78,7 +80,7 @@ def read_question(settings: Sequence[str], metric: str, root: Path) -> Question:
             f"--metric {metric}: must be STAGE.NAME as evaluate.bits_per_byte, {_suggest(stage, stages)}"
         )
     path = root / "reports" / "metrics" / f"{stage}.json"
-    if path.exists() and measured not in (there := flatten(json.loads(path.read_text()))):
+    if path.exists() and measured not in (there := flatten(read_json(path, f"dvc repro {stage}"))):
         raise ParameterError(f"--metric {metric}: {stage} measures no such thing, {_suggest(measured, there)}")
     space, fixed = {}, []
     for setting in settings:
@@ -105,6 +107,8 @@ def _read_distribution(setting: str, kind: str, parts: Sequence[str]) -> "BaseDi
         low, high = map(float, parts)
     except ValueError:
         raise ParameterError(f"-S {setting}: needs two numbers, the lowest and the highest") from None
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ParameterError(f"-S {setting}: both numbers must be finite")
     if not low < high or (kind == "log" and low <= 0):
         rule = " and above 0" if kind == "log" else ""
         raise ParameterError(f"-S {setting}: the range is empty: the first number must be below the second{rule}")
@@ -115,14 +119,13 @@ def _read_distribution(setting: str, kind: str, parts: Sequence[str]) -> "BaseDi
 
 def _keep_question(study: "Study", asked: Mapping[str, Any]) -> None:
     """Note what a new study asks. Raises ParameterError where an old one asked something else."""
-    kept = study.user_attrs or asked
+    kept = study.user_attrs.get("question", asked)
     changed = [f"{name} was {kept[name]}" for name in asked if kept.get(name) != asked[name]]
     if changed:
         raise ParameterError(
             f"--name {study.study_name}: that search is another one ({'; '.join(changed)}): give a new name"
         )
-    for name, value in asked.items():
-        study.set_user_attr(name, value)
+    study.set_user_attr("question", dict(asked))
 
 
 class _Search:

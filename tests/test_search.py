@@ -56,6 +56,7 @@ def test_what_is_searched_and_what_all_trials_share(folder: Path) -> None:
         ("train.learning_rate=log(1e-2,1e-4)", r"the range is empty: the first number must be below the second"),
         ("train.learning_rate=log(0,1e-2)", r"the first number must be below the second and above 0"),
         ("train.learning_rate=linear(1,1)", r"the range is empty"),
+        ("train.learning_rate=linear(0,inf)", r"both numbers must be finite"),
         ("train.learning_rate=log(1,2,3)", r"needs two numbers, the lowest and the highest"),
         ("train.learning_rate=linear(a,b)", r"needs two numbers"),
         ("train.batch_size=choice(4,4)", r"needs two values or more to choose from"),
@@ -78,6 +79,11 @@ def test_what_cannot_be_searched(folder: Path, setting: str, message: str) -> No
 def test_what_is_not_measured(folder: Path, metric: str, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         read_question([RATE], metric, folder)
+
+
+def test_a_name_that_no_file_can_have(folder: Path) -> None:
+    with pytest.raises(ParameterError, match=r"--name a/b: must be of letters, digits"):
+        list(search([RATE], "train.val_loss", folder, trials=1, jobs=1, name="a/b", seed=1))
 
 
 def test_without_optuna(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,8 +150,7 @@ def test_a_trial_worse_than_the_others_is_stopped_and_a_mistaken_one_fails(finis
     (project.folder / "runs").mkdir(exist_ok=True)
     study = optuna.create_study(study_name="search", storage=f"sqlite:///{project.folder}/runs/search.db")
     asked = {"settings": settings, "metric": "train.val_loss", "commit": commit, "seed": 1}
-    for name, value in asked.items():
-        study.set_user_attr(name, value)
+    study.set_user_attr("question", asked)
     for _ in range(4):  # that had learnt all at once
         study.add_trial(
             optuna.create_trial(

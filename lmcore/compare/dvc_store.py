@@ -73,7 +73,7 @@ def read_file(name: str, code: str, path: str, root: Path) -> str:
     if name == WORKSPACE and (root / path).exists():
         return (root / path).read_text(encoding="utf-8")
     for revision in (f"refs/exps/{code[:2]}/{code[2:]}/{name}", name):
-        if text := run_git(root, "show", f"{revision}:{path}"):
+        if text := run_git(root, "show", f"{revision}:./{path}"):
             return text
     raise ArtifactError(f"{name}: git has no {path} of it; an experiment of DVC has one once its training has ended")
 

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from lmcore.compare.dvc_store import REFERENCE
+from lmcore.dvc_queue import require_owner
 from lmcore.errors import ArtifactError
 from lmcore.lineage.lock import CODE_FOLDERS, LOCK, PARAMS, PIPELINE, Entry, LockedStage, Pipeline, parse_pipeline
 from lmcore.lineage.project import Project, hash_folder
@@ -40,7 +41,7 @@ class History:
         """The DVC experiment or the commit of this name; of several experiments, one made from the current commit."""
         homes = [
             (match[1] + match[2], reference)
-            for reference in self._ask("for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
+            for reference in self._ask("for-each-ref", "--format=%(refname)", "refs/exps").split("\n")
             if (match := REFERENCE.fullmatch(reference)) and match[3] == name
         ]
         if homes:
@@ -51,7 +52,7 @@ class History:
 
     def list_experiments(self) -> Iterator[Commit]:
         """All that DVC has."""
-        for reference in self._ask("for-each-ref", "--format=%(refname)", "refs/exps").splitlines():
+        for reference in self._ask("for-each-ref", "--format=%(refname)", "refs/exps").split("\n"):
             if match := REFERENCE.fullmatch(reference):
                 commit = self._describe(reference, match[3], match[3])
                 assert commit is not None
@@ -59,7 +60,7 @@ class History:
 
     def list_commits(self, since: str = "HEAD") -> Iterator[Commit]:
         """Those that changed dvc.lock, the newest first."""
-        for line in self._ask("log", "--format=%H %as %s", since, "--", f"./{LOCK}").splitlines():
+        for line in filter(None, self._ask("log", "--format=%H %as %s", since, "--", f"./{LOCK}").split("\n")):
             identity, date, subject = line.split(" ", 2)
             yield Commit(identity, date, subject, identity[:9])
 
@@ -114,7 +115,7 @@ class History:
 
     def _hash_committed_code(self, commit: str) -> dict[str, str]:
         """The MD5s of the code in a commit, by path."""
-        present = set(self._ask("ls-tree", "--name-only", commit).splitlines())
+        present = set(self._ask("ls-tree", "--name-only", commit).split("\n"))
         folders = [name for name in CODE_FOLDERS if name in present]
         if not folders:
             return {}
@@ -133,9 +134,11 @@ class History:
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         try:
-            return subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, check=False)
+            result = subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, check=False)
         except FileNotFoundError:
             raise ArtifactError("git is not installed, and commits are in it: install git") from None
+        require_owner(result.stderr.decode("utf-8", "replace"))
+        return result
 
 
 def _hash_entry(entry: Entry, files: Mapping[str, str], project: Project) -> str | None:

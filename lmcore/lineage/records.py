@@ -153,7 +153,7 @@ def list_origins(lineage: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The models that this one was trained on from, the nearest first."""
     origins = []
     origin = lineage.get("init_from")
-    while origin:
+    while isinstance(origin, Mapping):  # in a damaged one it may be anything
         origins.append({name: value for name, value in origin.items() if name != "init_from"})
         origin = origin.get("init_from")
     return origins

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lmcore.compare.experiments import describe_params
 from lmcore.errors import ArtifactError, LmcoreError
 from lmcore.files import read_json
 from lmcore.lineage.records import NOT_IDENTITY
 from lmcore.lineage.remedy import Mismatch, make_again
-from lmcore.tracking.store import StoredRun, flatten
+from lmcore.tracking.store import StoredRun, cut_param, flatten, legal_name
 from lmcore.train.run import run_key
 
 ROUNDING = 1e-6  # of the losses in lineage.json, which MLflow has in full
@@ -65,10 +66,12 @@ def compare_tracked(run: StoredRun, lineage: Mapping[str, Any]) -> Iterator[Mism
     key = lineage["run_key"]
     if run.run_key != key:
         yield Mismatch("mlflow", f"{told} is of run {run.run_key}, the model of {key}", remedy, "train")
-    params = {name: str(value) for name, value in flatten(lineage.get("params") or {}).items()}
-    different = [name for name in params if name in run.params and run.params[name] != params[name]]
+    noted_params = flatten(lineage.get("params") or {})
+    params = describe_params({legal_name(name): cut_param(value) for name, value in noted_params.items()})
+    tracked = describe_params(run.params)
+    different = [name for name in params if name in tracked and tracked[name] != params[name]]
     if different:
-        words = ", ".join(f"{name} {run.params[name]} not {params[name]}" for name in different[:3])
+        words = ", ".join(f"{name} {tracked[name]} not {params[name]}" for name in different[:3])
         yield Mismatch("mlflow", f"{told} has other parameters than the model ({words})", remedy, "train")
     fingerprints = flatten({name: value for name, value in lineage.items() if name not in NOT_IDENTITY})
     for name, digest in run.datasets.items():

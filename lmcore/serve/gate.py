@@ -11,7 +11,7 @@ from lmcore.serve.metrics import Metrics
 from lmcore.serve.refusal import ApiError
 from lmcore.serve.settings import MOST_BODY_BYTES, Settings
 
-LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 OPEN_PATHS = ("/", "/health")  # without a token: the page holds nothing, and asks for it
 PATHS = (*OPEN_PATHS, "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
 GONE = 499  # nginx's number for a client that did not wait for its answer
@@ -24,8 +24,9 @@ class Gate:
         self.app, self._metrics = app, metrics
         self._api_key = settings.api_key.encode() if settings.api_key else None
         # Without a key, a page from elsewhere whose name is made to lead here (DNS rebinding) is no guest.
-        is_guarded = settings.host in LOCAL_NAMES and not settings.api_key
-        self._names = LOCAL_NAMES if is_guarded else None
+        own = f"[{settings.host}]" if ":" in settings.host else settings.host
+        is_guarded = settings.is_local and not settings.api_key
+        self._names = [*dict.fromkeys([*LOCAL_NAMES, own])] if is_guarded else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or hand it on."""

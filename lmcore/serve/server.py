@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,7 +38,7 @@ def read_api_key(file: Path | None) -> str | None:
     """
     if file is None:
         name, key = API_KEY_VARIABLE, os.environ.get(API_KEY_VARIABLE)
-        if not key:
+        if key is None:
             return None
     else:
         name = f"--api-key-file {file}"
@@ -94,8 +94,8 @@ def serve(
     Raises LmcoreError where the address, the model or its tokenizer cannot be had.
     """
     with contextlib.closing(bind(settings.host, settings.port)) as bound:
-        host = bound.getsockname()[0]
-        if not settings.api_key and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        settings = replace(settings, host=bound.getsockname()[0])  # a name, or 127.1, is an address by now
+        if not settings.api_key and not settings.is_local:
             warn(f"who reaches {locate(bound)} may use the model: set {API_KEY_VARIABLE} or --api-key-file")
         decoder, tokenizer = open_model(
             settings.name, values, weights, batch=batch, draft_tokens=draft_tokens, compile=compile

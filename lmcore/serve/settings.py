@@ -1,5 +1,6 @@
 """How a server is set up: what the command line says, and the limits that keep one client from harming the others."""
 
+import ipaddress
 from dataclasses import dataclass
 
 MOST_LOGPROBS = 20  # likeliest tokens that are told of each, OpenAI's limit of chat completions
@@ -23,3 +24,8 @@ class Settings:
     max_tokens: int = 4096
     grace: float = 30.0
     api_key: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this machine alone reaches the server; `host` is an address then, or localhost."""
+        return self.host == "localhost" or ipaddress.ip_address(self.host.partition("%")[0]).is_loopback

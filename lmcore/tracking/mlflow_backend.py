@@ -10,7 +10,7 @@ from lmcore.files import project_root, read_json, write_json
 from lmcore.tracking.logged_models import LoggedModels
 from lmcore.tracking.run import Description
 from lmcore.tracking.spool import Row
-from lmcore.tracking.store import RUN_KEY_TAG, connect, find_experiment, legal_name, search_runs, shown_uri
+from lmcore.tracking.store import RUN_KEY_TAG, connect, cut_param, find_experiment, legal_name, search_runs, shown_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 STATE = "mlflow.json"
 BIRTH_TAG = "lmcore.birth"  # drawn before the run is created, so that it is created once
 TAG_CHARACTERS = 5000  # MLflow's limit for a tag's value
-PARAM_CHARACTERS = 6000
 METRICS_PER_BATCH = 900  # MLflow takes at most 1,000 in one call
 NAMES_PER_BATCH = 100  # and so many parameters or tags
 
@@ -109,7 +108,7 @@ class MlflowBackend:
             **{f"hardware.{name}": value for name, value in about.hardware.items()},
             **about.code,
         }
-        params = [Param(legal_name(name), str(value)[:PARAM_CHARACTERS]) for name, value in about.params.items()]
+        params = [Param(legal_name(name), cut_param(value)) for name, value in about.params.items()]
         for batch in batches(params, NAMES_PER_BATCH):
             self.client.log_batch(self.run_id, params=batch)
         entries = [RunTag(legal_name(name), str(value)[:TAG_CHARACTERS]) for name, value in tags.items()]

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.files import read_json
+from lmcore.params import read_params
 from lmcore.progress import warn
+from lmcore.tracking.session import read_tracking
 from lmcore.tracking.store import (
     RUN_KEY_TAG,
     connect,
@@ -28,9 +30,11 @@ def log_results(model: Path, stage: str, metrics: Mapping[str, Any]) -> None:
     if key is None or not has_store():
         return
     try:
+        if "mlflow" not in read_tracking(read_params()).backends:
+            return
+        client = connect()  # which also sees to it that importing mlflow starts no telemetry
         from mlflow.entities import Metric
 
-        client = connect()
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         run = next(search_runs(client, experiments, f"tags.`{RUN_KEY_TAG}` = '{key}'", "start_time DESC"), None)
         if run is not None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmcore.errors import ArtifactError
+
 METRICS, SYSTEM = "metrics.jsonl", "system.jsonl"
 SPOOLS = (METRICS, SYSTEM)
 BYTES_AT_ONCE = 1 << 20  # what a tracker is given at once: a long backlog is noted as sent part by part
@@ -36,15 +38,20 @@ def read_rows(path: Path, begin: int) -> tuple[list[Row], int]:
         if len(content) == BYTES_AT_ONCE and b"\n" not in content:
             content += file.readline()
     content = content[: content.rfind(b"\n") + 1]
-    return [parse_row(line) for line in content.splitlines()], begin + len(content)
+    return [parse_row(line, path) for line in content.splitlines()], begin + len(content)
 
 
-def parse_row(line: bytes) -> Row:
-    """One line, as training's log and the sampler of system metrics write it."""
-    record = json.loads(line)
-    step, machine = record.pop("step"), record.pop("machine")
-    time = machine.pop("time")
-    return Row(step, time, {**record, **machine})
+def parse_row(line: bytes, path: Path) -> Row:
+    """One line of `path`, as training's log and the sampler of system metrics write it.
+
+    Raises ArtifactError for one that is neither.
+    """
+    try:
+        record = json.loads(line)
+        step, machine = record.pop("step"), record.pop("machine")
+        return Row(step, machine.pop("time"), {**record, **machine})
+    except (ValueError, LookupError, AttributeError, TypeError):
+        raise ArtifactError(f"{path} is damaged, it has the line {line[:60]!r}: remove the line") from None
 
 
 def cut_torn_line(path: Path) -> int:
@@ -56,7 +63,7 @@ def cut_torn_line(path: Path) -> int:
     if len(whole) < len(content):
         os.truncate(path, len(whole))
     lines = whole.splitlines()
-    return parse_row(lines[-1]).step + 1 if lines else 0
+    return parse_row(lines[-1], path).step + 1 if lines else 0
 
 
 def find_row(path: Path, step: int | None = None) -> Row | None:
@@ -69,4 +76,4 @@ def find_row(path: Path, step: int | None = None) -> Row | None:
         for line in file:
             if line.startswith(begin) and line.endswith(b"\n"):
                 found = line
-    return parse_row(found) if found else None
+    return parse_row(found, path) if found else None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "lmcore"
+PARAM_CHARACTERS = 6000  # that MLflow keeps of a parameter
 RUN_KEY_TAG = "lmcore.run_key"
 SYSTEM_PREFIX = "system/"  # of metrics of the machine, which MLflow shows on a page of their own
 
@@ -63,7 +64,7 @@ def tracking_uri() -> str:
 
 def shown_uri() -> str:
     """The address without a password, for messages."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", tracking_uri())
+    return re.sub(r"(://[^/@:]*):.*@", r"\1:***@", tracking_uri())
 
 
 def has_store() -> bool:
@@ -179,6 +180,11 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def cut_param(value: object) -> str:
+    """A parameter's value as MLflow keeps it: text, of a bounded length."""
+    return str(value)[:PARAM_CHARACTERS]
+
+
 def legal_name(name: str) -> str:
     """A name of a parameter or metric as MLflow allows it: a source of text may be called `web+books`."""
     return re.sub(r"[^\w\-. :/]", "_", name)
@@ -186,7 +192,8 @@ def legal_name(name: str) -> str:
 
 def explain(error: Exception) -> str:
     """What it says, in one line; for a database of another MLflow, what mends it."""
-    text = re.sub("^[A-Z_]+: ", "", str(error).strip()) or type(error).__name__  # without MLflow's codes
+    text = str(error).strip().replace(tracking_uri(), shown_uri())
+    text = re.sub("^[A-Z_]+: ", "", text) or type(error).__name__  # without MLflow's codes
     if "out-of-date database schema" in text:
         return f"the database is another MLflow version's: back it up, then `mlflow db upgrade {shown_uri()}`"
     # The reason, from among the names of the classes and the retries that it went through.

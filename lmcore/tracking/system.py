@@ -34,7 +34,7 @@ class SystemSampler(threading.Thread):
     def __init__(self, folder: Path, seconds: float) -> None:
         super().__init__(name="system-metrics", daemon=True)
         self.path, self.seconds = folder / SYSTEM, seconds
-        self.step = cut_torn_line(self.path)
+        self.step = 0
         self.ended = threading.Event()
         self._has_warned = False
 
@@ -51,6 +51,7 @@ class SystemSampler(threading.Thread):
         self.join()
 
     def _sample_until_ended(self) -> None:
+        self.step = cut_torn_line(self.path)
         measures: list[Measure] = [partial(measure_machine, self.path.parent), *open_cards()]
         psutil.cpu_percent()  # counts from here
         last = time.monotonic()

@@ -193,7 +193,7 @@ def test_nothing_new_can_be_asked_for(served: Served) -> None:
 def test_the_page_comes_from_here_alone(served: Served) -> None:
     answer = httpx.get(served.address)
     assert answer.headers["Content-Type"].startswith("text/html")
-    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+    assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
     assert "/v1/completions" in answer.text
 
 

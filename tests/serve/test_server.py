@@ -176,4 +176,12 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ParameterError, match="No such file or directory: name a file"):
         read_api_key(tmp_path / "none")
     monkeypatch.setenv(API_KEY_VARIABLE, "")
+    with pytest.raises(ParameterError, match="LMCORE_API_KEY: must hold one word of ASCII characters"):
+        read_api_key(None)
+    monkeypatch.delenv(API_KEY_VARIABLE)
     assert read_api_key(None) is None
+
+
+@pytest.mark.parametrize(("host", "is_local"), [("127.0.0.2", True), ("::1", True), ("0.0.0.0", False), ("::", False)])
+def test_who_reaches_it(host: str, is_local: bool) -> None:
+    assert Settings("model", host).is_local == is_local

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from imports import ROOT
 from mlflow_server import MlflowServer, create_database, serve_postgres
 
 from lmcore.tracking import shipper
@@ -48,6 +49,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "runs" / f"{tmp_path.name}").mkdir(parents=True)
     (tmp_path / "models" / "gpt").mkdir(parents=True)
     (tmp_path / "models" / "gpt" / "config.json").write_text("{}")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     return tmp_path
 
 

@@ -1,13 +1,17 @@
 """Stores that are away, slow, restarted, or not what they should be: training goes on, and every point arrives once."""
 
 import json
+import os
 import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from imports import ROOT
 from mlflow_server import MlflowServer, create_database
 from tracked import SETTINGS, log, make_params, make_run
 
@@ -156,6 +160,36 @@ def test_results_without_a_server_cost_a_line(
     assert complaint.endswith("): dvc repro -f -s evaluate")
 
 
+def test_without_mlflow_among_the_trackers_results_ask_nobody(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
+    (project / "models" / "gpt" / "lineage.json").write_text('{"run_key": "key"}')
+    params = (project / "params.yaml").read_text()
+    assert "    - mlflow\n" in params
+    (project / "params.yaml").write_text(params.replace("    - mlflow\n", ""))
+    log_results(project / "models" / "gpt", "evaluate", {"val_loss": 3.5})
+    assert capsys.readouterr().err == ""
+
+
+def test_results_start_no_telemetry(project: Path) -> None:
+    """MLflow starts it when it is imported, whatever is set afterwards; it is off by itself under CI."""
+    (project / "models" / "gpt" / "lineage.json").write_text('{"run_key": "key"}')
+    (project / "mlflow.db").touch()
+    code = """
+from pathlib import Path
+from lmcore.tracking.results import log_results
+log_results(Path("models/gpt"), "evaluate", {"val_loss": 3.5})
+from mlflow.telemetry import get_telemetry_client
+print(get_telemetry_client())
+"""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "DVC_ROOT") if name in os.environ}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={**kept, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "None\n"
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("mlflow-server")
 def test_postgresql_without_a_server(project: Path, postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +207,7 @@ def test_passwords_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     for uri, shown in {
         "postgresql+psycopg://ann:s3:cret@db:5432/mlflow": "postgresql+psycopg://ann:***@db:5432/mlflow",
         "https://ann:pass@host/path": "https://ann:***@host/path",
+        "postgresql+psycopg://ann:p/w@ss@db/mlflow": "postgresql+psycopg://ann:***@db/mlflow",
         "http://127.0.0.1:5000": "http://127.0.0.1:5000",
         "sqlite:////home/ann/mlflow.db": "sqlite:////home/ann/mlflow.db",
     }.items():
