@@ -15,9 +15,9 @@ import socketserver
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from hook import sabotage
@@ -86,13 +86,13 @@ def run_stage(folder: str, output: str, arranged: str) -> NoReturn:
 
 
 @contextmanager
-def leave_untracked(tracked: TrackedRun, settings: Mapping[str, Any]) -> Iterator[None]:
+def leave_untracked(tracked: TrackedRun) -> Iterator[None]:
     yield
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    stages.train.track_run = leave_untracked  # type: ignore[attr-defined]
+    stages.train.plan_tracking = lambda _settings: leave_untracked
     os.chdir(sys.argv[1])
     with redirect_stdout(sys.stderr):
         stages.train.main()  # loads what is loaded on the way

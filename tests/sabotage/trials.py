@@ -19,6 +19,7 @@ from lmcore.hardware import HardwareParams
 from lmcore.params import read_params
 from lmcore.tokenizer.load import train_tokenizer
 from lmcore.train.settings import TrainParams
+from lmcore.train.speed import SPEED_FILE
 
 CHECKOUT = Path(__file__).parents[2]
 SABOTAGE = CHECKOUT / "tests" / "sabotage"
@@ -65,6 +66,7 @@ class Project:
                 "data_engine": "local",
             },
             "profiles": {"cpu": PROFILE},
+            "tracking": {"backends": ["mlflow"], "experiment": "lmcore", "system_metrics_seconds": None},
         }
         YAML().dump(sections, self.folder / "params.yaml")
 
@@ -94,6 +96,7 @@ class Project:
             str(path.relative_to(self.folder)): path.read_bytes() if path.is_file() else b""
             for path in [*outputs, seal, seal.with_suffix(".safetensors"), self.find_run() / "identity.json"]
         }
+        del contents[SPEED_FILE]  # of this machine at this time
         return {**contents, "metrics.jsonl": json.dumps(self.read_log()).encode()}
 
     def compare(self, whole: dict[str, bytes]) -> list[str]:
