@@ -87,7 +87,8 @@ def queue_experiment(root: Path, name: str, settings: Sequence[str], target: str
 def start_workers(root: Path, count: int) -> None:
     """Have so many workers at work, each with its share of the cores unless OMP_NUM_THREADS says otherwise.
 
-    Two trainings of all threads each wait for one another's: 250 tokens/s where two of one thread have 4,000 each.
+    Trainings of all threads each wait for one another's: on two cores two were not through after 250 s, of one thread
+    each after 23.
     """
     run_dvc(root, "queue", "start", f"--jobs={count}", threads=max(1, count_cores() // count))
 

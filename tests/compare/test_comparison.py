@@ -206,3 +206,13 @@ def test_parameters_of_no_stage_do_not_part_groups(stored: Path) -> None:
     assert set(experiment.params) == {"train.seed", "train.learning_rate", "train.max_steps", "sample.seed"}
     assert experiment.params["train.max_steps"] == "10"
     assert len(compare_experiments(["slow-1", "slow-2"], stored).groups) == 1
+
+
+def test_files_of_a_project_in_a_folder_of_its_repository(tmp_path: Path) -> None:
+    """`dvc init --subdir`: git's paths begin at its top, the project's at its own folder."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "metrics.json").write_text('{"loss": 1}\n')
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    assert dvc_store.read_file("HEAD", "0" * 40, "metrics.json", project) == '{"loss": 1}'
