@@ -15,7 +15,8 @@ from benchmarks.nanogpt import step_ours
 from benchmarks.turns import Build, Draw, Step, time_in_turns
 from lmcore.distributed import World
 from lmcore.hardware import Hardware, resolve_precision
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import ModelParams
 from lmcore.params import read_section
 from lmcore.train.session import build_state
 from lmcore.train.settings import TrainParams

@@ -21,7 +21,8 @@ from lmcore.export.hugging_face import ExportParams, export_model
 from lmcore.export.llama_cpp import Numbers
 from lmcore.machine import peak_memory_bytes
 from lmcore.model.folder import load_model, save_model
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import ModelParams
 from lmcore.params import parse_section, read_section
 from lmcore.tokenizer.bpe import PATTERN, BpeTokenizer
 

@@ -23,7 +23,8 @@ from benchmarks.nanogpt import device, step_ours
 from benchmarks.turns import Build, Draw, Step, time_in_turns
 from lmcore.distributed import World
 from lmcore.hardware import HardwareParams, resolve_hardware
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import ModelParams
 from lmcore.params import parse_section, read_params, read_section
 from lmcore.train.session import build_state
 from lmcore.train.settings import TrainParams

@@ -27,13 +27,14 @@ from benchmarks.turns import Draw, Step, Timing, time_in_turns
 from lmcore.distributed import World
 from lmcore.hardware import Hardware, HardwareParams, resolve_hardware
 from lmcore.machine import measure_peak_flops
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import ModelParams
 from lmcore.params import parse_section, read_params, read_section
 from lmcore.train.schedule import estimate_flops
 from lmcore.train.session import build_state
 from lmcore.train.settings import TrainParams
 from lmcore.train.state import TrainState
-from lmcore.train.step import accumulate_gradients, update_weights
+from lmcore.train.step import Batch, accumulate_gradients, update_weights
 
 LEARNING_RATE = 1e-4  # small: at 1e-3 without a warm-up the loss jumps, and rounding grows to 0.1 in 20 steps
 SHAPES = {"10m": (6, 6, 384, 256), "124m": (12, 12, 768, 256)}  # layers, heads, width, context
@@ -155,9 +156,9 @@ def step_ours(state: TrainState, hardware: Hardware, params: TrainParams) -> Ste
     world = World()
 
     def step(windows: Tensor) -> float:
-        loss = accumulate_gradients(state, windows.to(hardware.device), 0, params, hardware, world)
-        update_weights(state, loss, LEARNING_RATE, params)
-        return loss.item()
+        loss = accumulate_gradients(state, Batch(windows.to(hardware.device)), 0, params, hardware, world)
+        update_weights(state, loss.total, LEARNING_RATE, params)
+        return loss.total.item()
 
     return step
 

@@ -18,11 +18,12 @@ import torch
 
 from lmcore.distributed import join_world, launch, split_batch
 from lmcore.hardware import Hardware, resolve_precision
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import ModelParams
 from lmcore.params import read_section
 from lmcore.train.session import build_state
 from lmcore.train.settings import TrainParams
-from lmcore.train.step import accumulate_gradients, update_weights
+from lmcore.train.step import Batch, accumulate_gradients, update_weights
 
 SCALED = {"n_layers": 6, "n_heads": 6, "n_kv_heads": None, "d_model": 384, "context_length": 256, "d_ff": None}
 SIDES = {"one process": (1, "replicate"), "two, replicate": (2, "replicate"), "two, full": (2, "full")}
@@ -71,8 +72,8 @@ def run_side(processes: int, sharding: str) -> None:
             if step == WARM_UP:
                 world.barrier()
                 started = time.perf_counter()
-            loss = accumulate_gradients(state, windows, step, params, hardware, world)
-            update_weights(state, loss, params.learning_rate, params)
+            loss = accumulate_gradients(state, Batch(windows), step, params, hardware, world)
+            update_weights(state, loss.total, params.learning_rate, params)
         world.barrier()
         if world.is_main:
             print((time.perf_counter() - started) / STEPS)

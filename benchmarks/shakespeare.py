@@ -29,7 +29,8 @@ from lmcore.distributed import World
 from lmcore.evaluate.loss import Loss, measure_loss
 from lmcore.files import read_json
 from lmcore.hardware import HardwareParams
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import ModelParams
 from lmcore.params import parse_section, read_params
 from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
 from lmcore.tokens.batches import Batches

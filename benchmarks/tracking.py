@@ -33,8 +33,9 @@ import psutil
 import torch
 
 from lmcore.model.folder import save_model
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
 from lmcore.model.loss import LanguageModelLoss
+from lmcore.model.settings import ModelParams
 from lmcore.params import read_params, read_section
 from lmcore.tracking.run import TrackedRun
 from lmcore.tracking.session import track_run
@@ -69,7 +70,7 @@ def prepare_step(model: GPT) -> Callable[[], float]:
     objective, optimizer = LanguageModelLoss(model), torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step(windows: torch.Tensor) -> float:
-        loss = objective(windows[:, :-1], windows[:, 1:])
+        loss = objective(windows[:, :-1], windows[:, 1:]).total
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

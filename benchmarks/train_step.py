@@ -25,7 +25,8 @@ from torch import nn
 
 from lmcore.distributed import World
 from lmcore.hardware import Hardware, HardwareParams
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import ModelParams
 from lmcore.params import read_params, read_section
 from lmcore.progress import TrainingProgress
 from lmcore.tokenizer.load import load_tokenizer
@@ -53,6 +54,7 @@ class NoLoss:
 
     loss: float = 0.0
     bits_per_byte: float = 0.0
+    slots: tuple[float, ...] = ()
 
 
 @dataclass

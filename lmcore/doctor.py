@@ -19,7 +19,7 @@ from lmcore.files import read_json
 from lmcore.findings import Finding, read_command
 from lmcore.forecast import EXPLANATION, Forecast, forecast, measure_peak, show_bytes, show_count, show_duration
 from lmcore.machine import available_memory, total_memory
-from lmcore.model.gpt import ModelParams
+from lmcore.model.settings import ModelParams
 from lmcore.params import parse_section, read_params
 from lmcore.recovery import examine_experiments, explain_no_branch, find_killed_run
 from lmcore.remotes import find_secrets

@@ -8,7 +8,8 @@ from typing import Any
 from lmcore.errors import ParameterError
 from lmcore.hardware import Hardware, HardwareParams, resolve_hardware
 from lmcore.machine import measure_peak_flops
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import ModelParams
 from lmcore.params import parse_section
 from lmcore.tokenizer.load import TokenizerParams, load_named
 from lmcore.train.memory import MemoryEstimate, estimate_memory, fit_to_memory

@@ -16,7 +16,7 @@ from lmcore.forecast import EXPLANATION, forecast, measure_size, show_bytes, sho
 from lmcore.generate.settings import SampleParams
 from lmcore.hardware import HardwareParams
 from lmcore.model.architecture import explain_misfit, hugging_face_architecture
-from lmcore.model.gpt import ModelParams
+from lmcore.model.settings import ModelParams
 from lmcore.params import Section, parse_section, read_params
 from lmcore.progress import say, warn
 from lmcore.rewrite import compare_values, rewrite_file

@@ -7,7 +7,8 @@ from lmcore.distributed import join_world, launch
 from lmcore.errors import report_errors
 from lmcore.evaluate.loss import measure_loss
 from lmcore.hardware import HardwareParams
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import ModelParams
 from lmcore.params import read_params, read_section
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.dataset import open_dataset
@@ -30,7 +31,7 @@ def main() -> None:
         origin = load_initial_weights(model, params.init_from, dataset.tokenizer)
         batches = open_batches(params, model_params.context_length, dataset, world)
         measure = partial(measure_loss, shards=dataset.validation, byte_lengths=dataset.tokenizer.byte_lengths)
-        validate = partial(measure, windows=params.eval_windows, batch_size=hardware.micro_batch_size)
+        validate = partial(measure, windows=params.eval_windows, batch_size=hardware.micro_batch_size, slots=True)
         run_training(model, params, hardware, dataset, batches, world, origin=origin, validate=validate, track=track)
 
 

@@ -8,7 +8,8 @@ import torch
 from tiny import tokenizer_params
 
 from lmcore.model.folder import save_model
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import ModelParams
 from lmcore.tokenizer.load import train_tokenizer
 
 CLASSIC: dict[str, Any] = {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True}

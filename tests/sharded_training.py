@@ -83,7 +83,7 @@ class Training:
         for number, piece in enumerate(pieces, 1):
             share = len(piece) / len(windows)
             with sync_gradients(self.objective, number == len(pieces)):
-                loss = self.objective(piece[:, :-1], piece[:, 1:])
+                loss = self.objective(piece[:, :-1], piece[:, 1:]).total
                 (loss * share).backward()
             total += loss.detach() * share
         norm = gather_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))

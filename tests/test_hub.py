@@ -23,7 +23,8 @@ from lmcore.tokenizer.load import train_tokenizer
 PROGRAM = """
 import json, sys
 from lmcore.errors import report_errors
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import ModelParams
 from lmcore.tokenizer.load import load_named
 from lmcore.train.initial import load_initial_weights
 with report_errors():

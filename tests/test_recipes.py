@@ -22,7 +22,7 @@ from lmcore.forecast import (
     show_duration,
 )
 from lmcore.hardware import Precision
-from lmcore.model.gpt import ModelParams
+from lmcore.model.settings import ModelParams
 from lmcore.params import parse_section, read_params
 from lmcore.recipes import SECTIONS, Recipe, apply_recipe, find_recipe, list_recipes, overlay_values, tabulate_recipes
 from lmcore.rewrite import Change, compare_values, rewrite, show_value

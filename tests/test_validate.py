@@ -14,7 +14,8 @@ from tiny import GPT2_MODEL, TINY_MODEL, tokenizer_params
 import lmcore.validate
 from lmcore.errors import LmcoreError, ParameterError
 from lmcore.model.folder import load_model, save_model
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import ModelParams
 from lmcore.tokenizer.load import train_tokenizer
 from lmcore.validate import validate_model
 

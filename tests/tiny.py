@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import NO_DIFFUSION, ModelParams
 from lmcore.params import parse_section
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokenizer.load import TokenizerParams
@@ -36,6 +37,7 @@ TINY_MODEL = ModelParams(
     tie_embeddings=True,
     logit_softcap=None,
     document_mask=False,
+    diffusion=NO_DIFFUSION,
 )
 GPT2_MODEL = TINY_MODEL.model_copy(
     update={

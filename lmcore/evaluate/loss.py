@@ -24,6 +24,7 @@ class Loss:
     nats: float
     tokens: int
     bytes: int
+    slots: tuple[float, ...] = ()  # of a model with masks, nats per token of each place in a block, if they were asked
 
     @property
     def loss(self) -> float:
@@ -48,6 +49,8 @@ def measure_loss(
     windows: int | None,
     batch_size: int,
     observe: Observe | None = None,
+    *,
+    slots: bool = False,
 ) -> Loss:
     """The loss of `model` on fixed windows of `shards`, each target once; `windows` None is the whole split.
 
@@ -75,7 +78,40 @@ def measure_loss(
         model.train(was_training)
     if not text_bytes:
         raise DataError("the validation split holds no text: raise prepare.validation_fraction or add documents")
-    return Loss(nats, tokens, text_bytes)
+    guesses = measure_slots(model, shards, windows, batch_size) if slots else ()
+    return Loss(nats, tokens, text_bytes, guesses)
+
+
+@torch.inference_mode()
+def measure_slots(model: GPT, shards: TokenShards, windows: int | None, batch_size: int) -> tuple[float, ...]:
+    """What the masks of a model pay for each place in a block, over the whole blocks of the windows; () without masks.
+
+    Raises DataError where no window holds a block.
+    """
+    size, device = model.params.diffusion.block_size, model.token_embedding.weight.device
+    if size is None:
+        return ()
+    was_training = model.training
+    model.eval()
+    sums, count = torch.zeros(size, dtype=torch.float64), 0
+    for batch in _stack(fixed_windows(shards, model.params.context_length, windows), batch_size):
+        rows = torch.from_numpy(batch).to(device)
+        time = rows.shape[1] - 1
+        blocks = torch.arange(0, time - size, size, device=device).expand(len(rows), -1)
+        if blocks.shape[1] == 0:
+            continue
+        hidden = model.hidden(rows[:, :-1], blocks=blocks)[:, time:]  # (B, N, D)
+        targets = rows[:, 1 : 1 + hidden.shape[1]]
+        losses = [
+            F.cross_entropy(model.logits(row).float(), target, reduction="none")
+            for row, target in zip(hidden, targets, strict=True)
+        ]
+        places = torch.stack(losses).cpu().double().view(-1, size)
+        sums, count = sums + places.sum(dim=0), count + len(places)
+    model.train(was_training)
+    if not count:
+        raise DataError(f"no validation window holds model.diffusion.block_size={size} tokens: make it smaller")
+    return tuple((sums / count).tolist())
 
 
 @torch.inference_mode()

@@ -24,8 +24,9 @@ from lmcore.export.reference import (
 from lmcore.files import sha256_file, write_folder, write_json, write_text
 from lmcore.model.architecture import Architecture, explain_misfit, hugging_face_architecture
 from lmcore.model.folder import load_model, read_lineage
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
 from lmcore.model.hugging_face import MODEL_CLASSES, config_values, named_weights
+from lmcore.model.settings import ModelParams
 from lmcore.model.weights import WHOLE, write_weights
 from lmcore.params import Section
 from lmcore.tokenizer.base import END_OF_TEXT, SAMPLE_TEXTS, Tokenizer

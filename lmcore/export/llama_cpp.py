@@ -19,8 +19,9 @@ from lmcore.errors import ArtifactError, LmcoreError
 from lmcore.export.llama_cpp_tokenizer import add_tokenizer
 from lmcore.files import sync
 from lmcore.model.architecture import Architecture
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
 from lmcore.model.hugging_face import named_weights, turn
+from lmcore.model.settings import ModelParams
 from lmcore.tokenizer.base import Tokenizer
 
 Numbers = Literal["f32", "f16", "q8_0"]

@@ -3,7 +3,7 @@
 import json
 from typing import Literal
 
-from lmcore.model.gpt import ModelParams
+from lmcore.model.settings import ModelParams
 
 Architecture = Literal["gpt2", "llama", "qwen3"]
 

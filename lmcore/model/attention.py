@@ -1,8 +1,15 @@
 """Causal attention by the fastest way that the device and the shapes allow; all ways compute the same."""
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from lmcore.model.diffusion import FusedMask
 
 # Compiled on a CPU, products and softmax over blocks of queries beat torch's fused kernel, whose backward alone took a
 # quarter of a step. Milliseconds of a step in bf16 on two AVX512-BF16 cores, the fused kernel against products: 717 and
@@ -13,11 +20,29 @@ BLOCK_TOKENS = 128
 LONGEST_BLOCKED = 512
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+Mask = Tensor | BlockMask | FusedMask
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Mask | None = None, dropout: float = 0.0) -> Tensor:
     """What each of `query` (B, H, T, W) gathers from `key` and `value` (B, K, S, W), K dividing H: (B, H, T, W).
 
     A position sees what is true in `mask`, (T, S) or (B, 1, T, S); without one itself and those before it.
     """
+    if isinstance(mask, FusedMask):
+        # Apart, so that the text, most of it, is plain causal attention.
+        text, masks = (
+            [part[:, :, : mask.text_length] for part in (query, key, value)],
+            (query[:, :, mask.text_length :], key, value),
+        )
+        seen = attend(*text, mask=mask.text, dropout=dropout)
+        return torch.cat((seen, attend(*masks, mask=mask.masks, dropout=dropout)), dim=2)
+    if isinstance(mask, BlockMask):
+        assert dropout == 0.0, "FlexAttention has no dropout"
+        attend_sparsely = cast(Callable[..., Any], flex_attention)
+        if not torch.compiler.is_compiling():
+            attend_sparsely = compile_flex_attention()
+        mixed: Tensor = attend_sparsely(query, key, value, block_mask=mask, enable_gqa=key.shape[1] != query.shape[1])
+        return mixed
     time = query.shape[2]
     is_plain = key.shape[2] == time and dropout == 0.0 and cut_into_blocks(time)
     if is_plain and query.device.type == "cpu" and torch.compiler.is_compiling():
@@ -39,6 +64,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = N
     )
 
 
+@cache
+def compile_flex_attention() -> Callable[..., Any]:
+    """FlexAttention as a kernel: as it is written it would make a matrix of all pairs."""
+    return torch.compile(flex_attention, dynamic=False)
+
+
 def cut_into_blocks(time: int) -> list[tuple[int, int]]:
     """The blocks of so many positions, [start, end) each, the last may be shorter; none where they do not pay."""
     if not 1 < time <= LONGEST_BLOCKED:
@@ -46,18 +77,17 @@ def cut_into_blocks(time: int) -> list[tuple[int, int]]:
     return [(start, min(start + BLOCK_TOKENS, time)) for start in range(0, time, BLOCK_TOKENS)]
 
 
-def mask_documents(tokens: Tensor, end_of_text: int, positions: Tensor | None = None) -> Tensor:
-    """What those at `positions` (B, T) of `tokens` (B, S) may see, (B, 1, T, S): of what is before, their own document.
+def mask_documents(documents: Tensor) -> Tensor:
+    """What each token may see, (B, 1, T, T), of those before it: its own document, by their numbers (B, T)."""
+    return (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
 
-    Without `positions` it is for all of them. `end_of_text` opens a document and belongs to it; what comes before the
-    first one is a document too.
+
+def number_documents(tokens: Tensor, end_of_text: int) -> Tensor:
+    """The number of each token's document, (B, T).
+
+    `end_of_text` opens a document and belongs to it; what comes before the first one is a document too.
     """
-    documents = (tokens == end_of_text).cumsum(dim=1, dtype=torch.int32)
-    if positions is None:
-        return (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
-    same = documents.gather(1, positions)[:, :, None] == documents[:, None, :]
-    before = torch.arange(tokens.shape[1], device=tokens.device) <= positions[:, :, None]
-    return (same & before)[:, None]
+    return (tokens == end_of_text).cumsum(dim=1, dtype=torch.int32)
 
 
 def _repeat_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,14 +7,21 @@ import torch
 
 from lmcore.errors import ArtifactError
 from lmcore.files import read_json, write_json
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
 from lmcore.model.hugging_face import MODEL_CLASSES, load_hugging_face
+from lmcore.model.settings import NO_DIFFUSION, ModelParams
 from lmcore.model.weights import WHOLE, StoredWeights, copy_parts, write_weights
 from lmcore.params import parse_section
 
 FORMAT = 1
 # Params that came after the first models of the format, and what those were without them.
-LATER_PARAMS = {"document_mask": False, "d_head": None, "norm_epsilon": None, "rope_base": 10_000.0}
+LATER_PARAMS = {
+    "document_mask": False,
+    "d_head": None,
+    "norm_epsilon": None,
+    "rope_base": 10_000.0,
+    "diffusion": NO_DIFFUSION.model_dump(),
+}
 REMEDY = "run the train stage (dvc repro train), or fetch it (dvc pull)"
 
 

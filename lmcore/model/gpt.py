@@ -6,90 +6,17 @@ The code is for one device; data parallelism and sharding are applied from outsi
 """
 
 import math
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from lmcore.model.attention import attend, mask_documents
+from lmcore.model.attention import Mask, attend, mask_documents, number_documents
 from lmcore.model.cache import Extension, KeyValueCache
+from lmcore.model.diffusion import FusedMask, Sight, spread_masks
 from lmcore.model.linear import Linear
-from lmcore.params import Int, Section
-
-LAYER_NORM_EPSILON = 1e-5  # GPT-2's
-RMS_NORM_EPSILON = 1e-6  # Llama's and Qwen3's
-
-
-class ModelParams(Section):
-    """The shape of the network; the vocabulary size comes from the tokenizer."""
-
-    n_layers: Int = Field(ge=1)
-    n_heads: Int = Field(ge=1)
-    n_kv_heads: Int | None = Field(ge=1)
-    d_model: Int = Field(ge=1)
-    d_head: Int | None = Field(ge=1)
-    d_ff: Int | None = Field(ge=1)
-    context_length: Int = Field(ge=2)
-    dropout: float = Field(ge=0.0, lt=1.0)
-    norm: Literal["layernorm", "rmsnorm"]
-    norm_epsilon: float | None = Field(gt=0.0)
-    position: Literal["learned", "rope"]
-    rope_base: float = Field(gt=0.0)
-    mlp: Literal["gelu", "swiglu", "relu2"]
-    qk_norm: bool
-    bias: bool
-    tie_embeddings: bool
-    logit_softcap: float | None = Field(gt=0.0)
-    document_mask: bool
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> Self:
-        if self.d_head is None and self.d_model % self.n_heads:
-            raise ValueError(
-                f"model.d_model={self.d_model}: must be divisible by model.n_heads={self.n_heads}, or set model.d_head"
-            )
-        if self.n_heads % self.kv_heads:
-            raise ValueError(f"model.n_heads={self.n_heads}: must be divisible by model.n_kv_heads={self.kv_heads}")
-        if self.position == "rope" and self.head_width % 2:
-            derived = (
-                f"model.d_model={self.d_model} over model.n_heads={self.n_heads} makes heads {self.head_width} wide"
-            )
-            given = f"model.d_head={self.d_head}" if self.d_head else derived
-            raise ValueError(f"{given}: model.position=rope needs an even width")
-        return self
-
-    @property
-    def kv_heads(self) -> int:
-        """Key-value heads; as many as query heads unless set (grouped-query attention, arXiv:2305.13245)."""
-        return self.n_kv_heads or self.n_heads
-
-    @property
-    def head_width(self) -> int:
-        """Numbers per head: D / H unless set (Qwen3's 0.6B model has 16 heads of 128 over a width of 1024)."""
-        return self.d_head or self.d_model // self.n_heads
-
-    @property
-    def ff_width(self) -> int:
-        """Width inside the MLP: 4 D, or 8/3 D to the nearest 64 for SwiGLU, whose third matrix then costs nothing."""
-        if self.d_ff:
-            return self.d_ff
-        return max(64, round(self.d_model * 8 / 3 / 64) * 64) if self.mlp == "swiglu" else 4 * self.d_model
-
-    def epsilon(self, norm: Literal["layernorm", "rmsnorm"]) -> float:
-        """What such a norm adds to the mean square before the root, unless set: the usual."""
-        return self.norm_epsilon or (RMS_NORM_EPSILON if norm == "rmsnorm" else LAYER_NORM_EPSILON)
-
-    def spell_out(self) -> dict[str, Any]:
-        """Every param with its value, also where it follows from others."""
-        return {
-            **self.model_dump(),
-            "n_kv_heads": self.kv_heads,
-            "d_head": self.head_width,
-            "d_ff": self.ff_width,
-            "norm_epsilon": self.epsilon(self.norm),
-        }
+from lmcore.model.settings import ModelParams
 
 
 def build_norm(params: ModelParams, width: int) -> nn.Module:
@@ -113,6 +40,11 @@ def rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return heads * cosines + torch.cat((-second, first), dim=-1) * sines
 
 
+def measure_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean in nats of `targets` (B, T) by `logits` (B, T, V)."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped key-value heads, optional QK-norm and rotary positions."""
 
@@ -129,7 +61,7 @@ class Attention(nn.Module):
             self.key_norm = nn.RMSNorm(params.head_width, eps=params.epsilon("rmsnorm"))
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Extension | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Mask | None, cache: Extension | None
     ) -> Tensor:
         """What each position of `x` (B, T, D) gathers from those before it that `mask` lets it see, (B, T, D)."""
         batch, time, _ = x.shape
@@ -184,7 +116,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(params.dropout)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Extension | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Mask | None, cache: Extension | None
     ) -> Tensor:
         """The residual stream `x` (B, T, D) with both parts added."""
         x = x + self.dropout(self.attention(self.attention_norm(x), rotary, mask, cache))
@@ -192,10 +124,28 @@ class Block(nn.Module):
         return output
 
 
+class Output(tuple[Tensor, Tensor | None]):
+    """`logits, loss = model(x, y)` in every mode; what else a mode gives has names."""
+
+    logits: Tensor
+    loss: Tensor | None
+    diffusion_logits: Tensor | None  # (B, T', V), row t for the token at position t + 1
+    ar_loss: Tensor | None
+    diffusion_loss: Tensor | None
+
+    def __new__(cls, logits: Tensor, loss: Tensor | None = None, **parts: Tensor | None) -> Self:
+        """The pair, and its parts by their names."""
+        output = super().__new__(cls, (logits, loss))
+        names = {"diffusion_logits": None, "ar_loss": None, "diffusion_loss": None, **parts}
+        output.__dict__.update(names, logits=logits, loss=loss)
+        return output
+
+
 class GPT(nn.Module):
     """A causal language model: embeddings, blocks, final norm, head.
 
-    With `model.document_mask` it must know the token that opens each document.
+    With `model.document_mask` it must know the token that opens each document. With `model.diffusion` there is one more
+    input row, whose id is `vocab_size`: the mask, which no output stands for.
     """
 
     def __init__(
@@ -213,6 +163,8 @@ class GPT(nn.Module):
         self.head = Linear(params.d_model, vocab_size, bias=False)
         if params.tie_embeddings:
             self.head.weight = self.token_embedding.weight
+        if params.diffusion.block_size is not None:  # the last to be drawn: all else is as without it
+            self.mask_embedding = nn.Embedding(1, params.d_model)
         if seed is not None:  # None: the weights come from elsewhere
             self.initialise(seed)
 
@@ -235,23 +187,46 @@ class GPT(nn.Module):
             deviation = 0.02 / math.sqrt(2 * self.params.n_layers) if "projection" in name else 0.02
             weight.copy_(torch.empty(weight.shape).normal_(0.0, deviation, generator=generator))
 
-    def hidden(self, tokens: Tensor, cache: Extension | None = None) -> Tensor:
-        """The final hidden state (B, T, D) of `tokens` (B, T); with a cache they go on where that says."""
-        assert (cache.window if cache else tokens.shape[1]) <= self.params.context_length
-        positions = cache.positions if cache else torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.token_embedding(tokens)  # (B, T, D)
+    def hidden(self, tokens: Tensor, cache: Extension | None = None, blocks: Tensor | None = None) -> Tensor:
+        """The final hidden state (B, T, D) of `tokens` (B, T); with a cache they go on where that says.
+
+        With `blocks` (B, n), places in the text, a block of masks for each of them comes behind it: (B, T + N, D). They
+        see the text up to that place, it included.
+        """
+        time, size = tokens.shape[1], self.params.diffusion.block_size
+        assert (time if cache is None else cache.end) <= self.params.context_length
+        positions = cache.positions if cache else torch.arange(time, device=tokens.device)
+        text_mask = self._find_mask(tokens, cache)
+        mask: Mask | None = text_mask
+        if blocks is not None:
+            assert cache is None
+            assert size is not None, "a model without masks: set model.diffusion.block_size"
+            mask = self._fuse_mask(tokens, text_mask, Sight(blocks, size, time, self._number_documents(tokens)))
+            spread = spread_masks(blocks, size)
+            positions = torch.cat((positions.expand(len(tokens), time), spread), dim=1)
+            tokens = F.pad(tokens, (0, spread.shape[1]), value=self.vocab_size)
+        x = self._embed(tokens)  # (B, T, D)
         rotary = None
         if self.params.position == "learned":
-            x = x + self.position_embedding(positions)
+            # Masks at the end of the context, whose guesses are then bad ones, may be beyond it.
+            x = x + self.position_embedding(positions.clamp(max=self.params.context_length - 1))
         else:
             width, base = self.params.head_width, self.params.rope_base
-            rotary = rotary_tables(positions[:, None] if cache else positions, width, base)
+            rotary = rotary_tables(positions[:, None] if positions.dim() > 1 else positions, width, base)
         x = self.dropout(x)
-        mask = self._find_mask(tokens, cache)
         for block in self.blocks:
             x = block(x, rotary, mask, cache)
         normed: Tensor = self.final_norm(x)
         return normed
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """The input rows (B, T, D) of tokens and masks."""
+        if self.params.diffusion.block_size is None:
+            embedded: Tensor = self.token_embedding(tokens)
+            return embedded
+        is_mask = tokens == self.vocab_size
+        rows = self.token_embedding(tokens.masked_fill(is_mask, 0))
+        return torch.where(is_mask[..., None], self.mask_embedding.weight, rows)
 
     def _find_mask(self, tokens: Tensor, cache: Extension | None) -> Tensor | None:
         """What `tokens` (B, T) may see of the cache and of themselves; None where plain causal attention says it all.
@@ -262,9 +237,20 @@ class GPT(nn.Module):
         if self.params.document_mask:
             assert self.end_of_text is not None
             if cache is None:
-                return mask_documents(tokens, self.end_of_text)
-            return mask_documents(cache.add_tokens(tokens), self.end_of_text, cache.positions)
+                return mask_documents(number_documents(tokens, self.end_of_text))
+            return cache.mask_documents(tokens, self.end_of_text)
         return None if cache is None else cache.mask
+
+    def _number_documents(self, tokens: Tensor) -> Tensor | None:
+        """The document of each token, if that matters."""
+        if not self.params.document_mask:
+            return None
+        assert self.end_of_text is not None
+        return number_documents(tokens, self.end_of_text)
+
+    def _fuse_mask(self, tokens: Tensor, text: Tensor | None, sight: Sight) -> FusedMask:
+        is_flexible = tokens.device.type == "cuda" and not (self.training and self.params.dropout)
+        return FusedMask(text, sight.sparsely() if is_flexible else sight.densely(), tokens.shape[1])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The score of every token, (..., V), from the final hidden state (..., D)."""
@@ -274,16 +260,43 @@ class GPT(nn.Module):
         return scores if cap is None else cap * torch.tanh(scores.float() / cap)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, cache: Extension | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, T, V) and, with `targets` (B, T), their mean cross-entropy in nats per token.
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        cache: Extension | None = None,
+        mode: Literal["ar", "diffusion", "both"] = "ar",
+    ) -> Output:
+        """Logits (B, T, V) and, with `targets` (B, T), the mean cross-entropy in nats per token.
 
-        Training uses `LanguageModelLoss`, which does without the logits of a whole batch.
+        | mode      | logits                                            | loss                                     |
+        |-----------|---------------------------------------------------|------------------------------------------|
+        | ar        | of the text, a plain GPT's                        | autoregressive                           |
+        | diffusion | of masks in blocks side by side, in one forward   | diffusion                                |
+        | both      | of the text; the masks' in `diffusion_logits`     | (ar + weight x diffusion) / (1 + weight) |
+
+        Row t of the masks stands for the token after `tokens[:, t]`, as the text's does, and sees the text up to the
+        first of its block. Learned positions end with the context, and so may the last block. Training uses
+        `LanguageModelLoss`, which does without the logits of a whole batch.
         """
-        logits = self.logits(self.hidden(tokens, cache))
-        if targets is None:
-            return logits, None
-        return logits, F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        if mode == "ar":
+            logits = self.logits(self.hidden(tokens, cache))
+            return Output(logits, None if targets is None else measure_cross_entropy(logits, targets))
+        assert cache is None
+        size, time = self.params.diffusion.block_size, tokens.shape[1]
+        assert size is not None, "a model without masks: set model.diffusion.block_size"
+        last = self.params.context_length - size if self.params.position == "learned" else time
+        blocks = torch.arange(0, min(time, last), size, device=tokens.device).expand(len(tokens), -1)
+        hidden = self.hidden(tokens, blocks=blocks)
+        guesses = self.logits(hidden[:, time : 2 * time])
+        diffusion = None if targets is None else measure_cross_entropy(guesses, targets[:, : guesses.shape[1]])
+        if mode == "diffusion":
+            return Output(guesses, diffusion, diffusion_logits=guesses, diffusion_loss=diffusion)
+        logits = self.logits(hidden[:, :time])
+        if targets is None or diffusion is None:
+            return Output(logits, diffusion_logits=guesses)
+        ar, weight = measure_cross_entropy(logits, targets), self.params.diffusion.weight
+        loss = (ar + weight * diffusion) / (1 + weight)
+        return Output(logits, loss, diffusion_logits=guesses, ar_loss=ar, diffusion_loss=diffusion)
 
     @classmethod
     def outline(cls, params: ModelParams, vocab_size: int) -> "GPT":

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lmcore.errors import ArtifactError
 from lmcore.model.architecture import FIXED_CHOICES, Architecture
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import NO_DIFFUSION, ModelParams
 from lmcore.model.weights import StoredWeights, copy_parts
 
 MODEL_CLASSES: dict[Architecture, str] = {
@@ -220,6 +221,7 @@ def read_config(values: Mapping[str, Any], place: str) -> tuple[Architecture, Mo
         "dropout": 0.0,
         "logit_softcap": None,
         "document_mask": False,
+        "diffusion": NO_DIFFUSION,
     }
     try:
         params = ModelParams.model_validate(choices)
@@ -270,9 +272,14 @@ def require_known(values: Mapping[str, Any], params: ModelParams, architecture: 
 
 
 def named_weights(model: GPT, architecture: Architecture) -> dict[str, Tensor]:
-    """The weights under the architecture's names; a tied head is the embedding and has none of its own."""
+    """The weights under the architecture's names; a tied head is the embedding and has none of its own.
+
+    The input row of masks is left out: the rest is the plain GPT that the model is without them.
+    """
     named: dict[str, Tensor] = {}
     for name, weight in model.state_dict().items():
+        if name.startswith("mask_embedding."):
+            continue
         theirs = their_names(name, architecture)
         parts = weight.split(fused_rows(model.params, name)) if len(theirs) > 1 else [weight]
         named |= {their: turn(their, part) for their, part in zip(theirs, parts, strict=True)}

@@ -1,12 +1,13 @@
-"""What training minimises: the cross-entropy of each next token, as a module of its own."""
+"""What training minimises: the cross-entropy of each next token and of what masks guess, as a module of its own."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmcore.model.diffusion import spread_masks
 from lmcore.model.gpt import GPT
 
 # Logits (fp32) above which the head and the loss are computed a piece at a time: no batch's logits are ever whole.
@@ -14,7 +15,17 @@ from lmcore.model.gpt import GPT
 WHOLE_LOGITS_BYTES = 64 << 20
 
 
-ScorePiece = Callable[[Tensor, Tensor, Tensor, float | None], tuple[Tensor, Tensor]]
+ScorePiece = Callable[[Tensor, Tensor, Tensor, float | None], tuple[Tensor, Tensor, Tensor]]
+
+
+class Losses(NamedTuple):
+    """What is minimised, in nats per token; with masks also its parts: the next token's, then each place's in a block.
+
+    `parts` (1 + block_size,) or (0,) are for the log and have no gradient.
+    """
+
+    total: Tensor
+    parts: Tensor
 
 
 class LanguageModelLoss(nn.Module):
@@ -36,22 +47,41 @@ class LanguageModelLoss(nn.Module):
         self._score_whole = torch.compile(self._score_whole)  # type: ignore[method-assign]
         self._score_piece = torch.compile(score_piece)
 
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss in nats per token of `targets` (B, T) after `tokens` (B, T)."""
-        hidden = self.model.hidden(tokens)
+    def forward(self, tokens: Tensor, targets: Tensor, blocks: Tensor | None = None) -> Losses:
+        """The mean loss in nats per token of `targets` (B, T) after `tokens` (B, T).
+
+        With `blocks` (B, n; see `GPT.hidden`) TiDAR's, the weighted mean of the two losses.
+        """
+        time, diffusion = tokens.shape[1], self.model.params.diffusion
+        hidden = self.model.hidden(tokens, blocks=blocks)
+        if blocks is None:
+            loss, _ = self._score(hidden, targets)
+            return Losses(loss, loss.new_empty(0))
+        assert diffusion.block_size is not None
+        guessed = targets.gather(1, spread_masks(blocks, diffusion.block_size) - 1)
+        loss, _ = self._score(hidden[:, :time], targets)
+        masks_loss, each = self._score(hidden[:, time:], guessed, singly=True)
+        slots = each.view(-1, diffusion.block_size).mean(dim=0)
+        total = (loss + diffusion.weight * masks_loss) / (1 + diffusion.weight)
+        return Losses(total, torch.cat((loss[None], slots)).detach())
+
+    def _score(self, hidden: Tensor, targets: Tensor, *, singly: bool = False) -> tuple[Tensor, Tensor]:
+        """The mean loss of `targets` (B, T) from the final hidden state (B, T, D); each one's if asked, (B x T,)."""
         if targets.numel() * self.model.vocab_size * 4 <= WHOLE_LOGITS_BYTES:
-            return self._score_whole(hidden, targets)
+            return self._score_whole(hidden, targets, singly)
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         weight, cap = self.model.head.weight, self.model.params.logit_softcap
         rows = hidden.flatten(0, 1).to(dtype)
         score = CrossEntropyInPieces.apply
-        loss: Tensor = score(rows, weight.to(dtype), targets.flatten(), cap, self._score_piece)  # type: ignore[no-untyped-call]
-        return loss
+        loss, each = score(rows, weight.to(dtype), targets.flatten(), cap, self._score_piece)  # type: ignore[no-untyped-call]
+        return loss, each
 
-    def _score_whole(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of `targets` (B, T) from the final hidden state (B, T, D)."""
-        return F.cross_entropy(self.model.logits(hidden).float().flatten(0, 1), targets.flatten())
+    def _score_whole(self, hidden: Tensor, targets: Tensor, singly: bool) -> tuple[Tensor, Tensor]:
+        """See `_score`; each one's only if they are wanted `singly`."""
+        scores, wanted = self.model.logits(hidden).float().flatten(0, 1), targets.flatten()
+        loss = F.cross_entropy(scores, wanted)
+        return loss, F.cross_entropy(scores.detach(), wanted, reduction="none") if singly else loss.new_empty(0)
 
 
 class CrossEntropyInPieces(torch.autograd.Function):
@@ -64,20 +94,21 @@ class CrossEntropyInPieces(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, cap: float | None, score: ScorePiece
-    ) -> Tensor:
-        """The mean loss of `targets` (N,) from `rows` (N, D) and the head's `weight` (V, D)."""
-        loss = torch.zeros((), device=rows.device)
+    ) -> tuple[Tensor, Tensor]:
+        """The mean loss of `targets` (N,) from `rows` (N, D) and the head's `weight` (V, D); each one's, constant."""
+        loss, each = torch.zeros((), device=rows.device), torch.empty(len(rows), device=rows.device)
         rows_gradient = torch.empty_like(rows)
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
         size = max(1, WHOLE_LOGITS_BYTES // (4 * len(weight)))
         for start in range(0, len(rows), size):
             piece = slice(start, start + size)
-            piece_loss, gradient = score(rows[piece], weight, targets[piece], cap)
+            piece_loss, each[piece], gradient = score(rows[piece], weight, targets[piece], cap)
             loss += piece_loss
             rows_gradient[piece] = gradient @ weight
             weight_gradient += gradient.mT @ rows[piece]
         ctx.save_for_backward(rows_gradient / len(rows), (weight_gradient / len(rows)).to(weight.dtype))
-        return loss / len(rows)
+        ctx.mark_non_differentiable(each)
+        return loss / len(rows), each
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
@@ -86,15 +117,18 @@ class CrossEntropyInPieces(torch.autograd.Function):
         return rows_gradient * gradients[0], weight_gradient * gradients[0], None, None, None
 
 
-def score_piece(rows: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:
-    """The summed loss of `targets` (n,), and its gradient by the scores `rows` (n, D) x `weight` (V, D), (n, V)."""
+def score_piece(rows: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The summed loss of `targets` (n,), each one's, and the gradient of the sum by the scores, (n, V).
+
+    The scores are `rows` (n, D) x `weight` (V, D).
+    """
     scores = (rows @ weight.mT).float()
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
     normaliser = scores.logsumexp(dim=1, keepdim=True)
-    loss = (normaliser - scores.gather(1, targets[:, None])).sum()
+    losses = (normaliser - scores.gather(1, targets[:, None])).squeeze(1)
     is_target = torch.arange(len(weight), device=rows.device) == targets[:, None]
     gradient = (scores - normaliser).exp() - is_target.float()
     if cap is not None:
         gradient = gradient * (1 - (scores / cap).square())
-    return loss, gradient.to(rows.dtype)
+    return losses.sum(), losses, gradient.to(rows.dtype)

@@ -10,7 +10,9 @@ from lmcore.model.weights import fingerprint_weights
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokenizer.load import load_tokenizer
 
-FREE_CHOICES = {"dropout", "document_mask"}  # they may differ from the other model's: no weight depends on them
+# They may differ from the other model's: no weight depends on them, but for the masks' input row.
+FREE_CHOICES = {"dropout", "document_mask", "diffusion"}
+MASK = "mask_embedding.weight"
 
 
 def load_initial_weights(model: GPT, init_from: str | None, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -46,6 +48,10 @@ def load_initial_weights(model: GPT, init_from: str | None, tokenizer: Tokenizer
     weights = other.state_dict()
     if model.params.position == "learned":
         weights["position_embedding.weight"] = weights["position_embedding.weight"][: model.params.context_length]
+    if model.params.diffusion.block_size is None:
+        weights.pop(MASK, None)
+    elif MASK not in weights:  # the mean of all tokens is no token, and as large as they are
+        weights[MASK] = weights["token_embedding.weight"].mean(dim=0, keepdim=True)
     model.load_state_dict(weights)
     lineage = read_lineage(folder) if (folder / "lineage.json").exists() else {}  # not made by us
     before = {"init_from": lineage["init_from"]} if "init_from" in lineage else {}

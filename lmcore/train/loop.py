@@ -1,7 +1,9 @@
 """The training loop, as a story; everything beside it arrives as an argument."""
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -13,6 +15,7 @@ from lmcore.machine import peak_memory_bytes
 from lmcore.model.gpt import GPT
 from lmcore.progress import TrainingProgress
 from lmcore.tokens.batches import Batches
+from lmcore.train.blocks import choose_blocks
 from lmcore.train.checkpoint import Checkpoints
 from lmcore.train.health import report_spike, require_few_skipped, require_finite
 from lmcore.train.interrupt import Interrupt
@@ -21,7 +24,7 @@ from lmcore.train.schedule import Schedule
 from lmcore.train.settings import TrainParams
 from lmcore.train.sharding import whole_weights
 from lmcore.train.state import TrainState
-from lmcore.train.step import accumulate_gradients, update_weights
+from lmcore.train.step import Batch, accumulate_gradients, update_weights
 
 
 class ValidationLoss(Protocol):
@@ -35,8 +38,13 @@ class ValidationLoss(Protocol):
     def bits_per_byte(self) -> float:
         """Bits per byte of text."""
 
+    @property
+    def slots(self) -> Sequence[float]:
+        """Nats per token of the masks at each place of a block; empty without masks."""
+
 
 Validate = Callable[[GPT], ValidationLoss]
+ChooseBlocks = Callable[..., Tensor | None]  # `choose_blocks` of a model, a seed and a number of steps
 
 
 def train(
@@ -60,21 +68,23 @@ def train(
     saved.
     """
     saved_at = time.monotonic()
-    windows = load_windows(batches, step, hardware, world)
+    choose = partial(choose_blocks, state.model.params, params.seed, steps=schedule.steps)
+    batch = load_batch(batches, choose, step, hardware, world)
     while step < schedule.steps:
         learning_rate = schedule.learning_rate(step)
-        loss = accumulate_gradients(state, windows, step, params, hardware, world)
+        loss, parts = accumulate_gradients(state, batch, step, params, hardware, world)
         norm = update_weights(state, loss, learning_rate, params)
         step += 1
         if step < schedule.steps:  # the next batch is on its way while the device works
-            windows = load_windows(batches, step, hardware, world)
+            batch = load_batch(batches, choose, step, hardware, world)
         is_last = step == schedule.steps
 
         # Once in a while: log, and validate.
         record: Record = {"step": step, "tokens": step * batches.tokens_per_step}
         if step % params.log_every == 0 or is_last:
             require_few_skipped(state, params, step, loss, norm)
-            record |= {"train_loss": loss.item(), "learning_rate": learning_rate, "gradient_norm": norm.item()}
+            record |= name_losses(loss, parts)
+            record |= {"learning_rate": learning_rate, "gradient_norm": norm.item()}
         progress.count_step(step)
         if step % params.eval_every == 0 or is_last:
             record |= measure(state, validate, hardware, step)
@@ -96,12 +106,31 @@ def train(
         progress.resume()
 
 
-def load_windows(batches: Batches, step: int, hardware: Hardware, world: World) -> Tensor:
-    """The part of `step`'s batch that is this process's, on its device, (batch / processes, time + 1)."""
-    windows = torch.from_numpy(batches.at(step)[split_batch(batches.batch_size, world)])
-    if hardware.device == "cuda":
-        return windows.pin_memory().to("cuda", non_blocking=True)
-    return windows.to(hardware.device)
+def load_batch(batches: Batches, choose: ChooseBlocks, step: int, hardware: Hardware, world: World) -> Batch:
+    """The part of `step`'s batch that is this process's, on its device."""
+    part = split_batch(batches.batch_size, world)
+    blocks = choose(step=step, batch_size=batches.batch_size)
+    batch = (torch.from_numpy(batches.at(step)[part]), None if blocks is None else blocks[part])
+    return Batch(*(None if each is None else _send(each, hardware.device) for each in batch))  # type: ignore[arg-type]
+
+
+def _send(tensor: Tensor, device: str) -> Tensor:
+    return tensor.pin_memory().to("cuda", non_blocking=True) if device == "cuda" else tensor.to(device)
+
+
+def name_losses(loss: Tensor, parts: Tensor) -> Record:
+    """The batch's losses, as entries of a record; `train_loss` is the next token's, with and without masks."""
+    if not len(parts):
+        return {"train_loss": loss.item()}
+    next_token, *slots = parts.tolist()
+    return {"train_loss": next_token, **name_slots("diffusion_loss", slots)}
+
+
+def name_slots(name: str, slots: Sequence[float]) -> Record:
+    """What masks lose: all of them together, and each place of a block, counted from 1; nothing without masks."""
+    if not slots:
+        return {}
+    return {name: statistics.fmean(slots), **{f"{name}_{place}": loss for place, loss in enumerate(slots, 1)}}
 
 
 def measure(state: TrainState, validate: Validate, hardware: Hardware, step: int) -> Record:
@@ -114,7 +143,8 @@ def measure(state: TrainState, validate: Validate, hardware: Hardware, step: int
     with state.averaged(), whole_weights(state.objective), hardware.autocast(), eager:
         measured = validate(state.model)
     require_finite(measured.loss, "the validation loss", step)
-    return {"val_loss": measured.loss, "bits_per_byte": measured.bits_per_byte}
+    losses = {"val_loss": measured.loss, "bits_per_byte": measured.bits_per_byte}
+    return {**losses, **name_slots("val_diffusion_loss", measured.slots)}
 
 
 def is_checkpoint_due(params: TrainParams, step: int, saved_at: float) -> bool:

@@ -43,6 +43,8 @@ def adapt_model(model: GPT, params: TrainParams) -> None:
         return
     generator = torch.Generator().manual_seed(derive_seed(params.seed, "lora"))
     model.requires_grad_(False)
+    if model.params.diffusion.block_size is not None:  # the weights that are adapted may never have seen a mask
+        model.mask_embedding.requires_grad_(True)
     for module in list(model.blocks.modules()):
         for name, layer in list(module.named_children()):
             if isinstance(layer, Linear):

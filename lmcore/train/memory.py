@@ -12,8 +12,9 @@ from lmcore.errors import ParameterError
 from lmcore.hardware import Hardware, Precision
 from lmcore.machine import DTYPES, available_memory, total_memory
 from lmcore.model.attention import cut_into_blocks
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
 from lmcore.model.loss import WHOLE_LOGITS_BYTES
+from lmcore.model.settings import ModelParams
 from lmcore.train.optimizer import is_hidden_matrix
 
 FP32 = 4  # bytes

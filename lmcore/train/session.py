@@ -16,8 +16,9 @@ from lmcore.files import project_root
 from lmcore.hardware import Hardware, HardwareParams, claim_device, resolve_hardware
 from lmcore.machine import keep_freed_memory, measure_peak_flops, peak_memory_bytes, reset_peak_memory
 from lmcore.model.architecture import explain_misfit, hugging_face_architecture
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
 from lmcore.model.loss import LanguageModelLoss
+from lmcore.model.settings import ModelParams
 from lmcore.progress import TrainingProgress, say, warn
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import TokenDataset
@@ -289,11 +290,13 @@ def confirm_micro_batch(model: GPT, hardware: Hardware, context_length: int, wor
         return hardware
     objective, size = LanguageModelLoss(model.to("cuda")), hardware.micro_batch_size
     windows = torch.zeros(size, context_length + 1, dtype=torch.int64, device="cuda")
+    count = model.params.trained_blocks  # the steps that have masks take more
+    blocks = torch.zeros(size, count, dtype=torch.int64, device="cuda") if count else None
 
     def try_step(size: int) -> None:
         with hardware.autocast():
-            loss = objective(windows[:size, :-1], windows[:size, 1:])
-        loss.backward()
+            losses = objective(windows[:size, :-1], windows[:size, 1:], None if blocks is None else blocks[:size])
+        losses.total.backward()
 
     found = find_micro_batch(try_step, size)
     objective.zero_grad(set_to_none=True)

@@ -48,7 +48,7 @@ def distribute(
     # FSDP takes the first module that runs for the root, and a validation may come first.
     tokens = torch.zeros(1, 2, dtype=torch.int64, device=device)
     with torch.compiler.set_stance("force_eager"):
-        module(tokens, tokens).backward()
+        module(tokens, tokens).total.backward()
     module.zero_grad(set_to_none=True)
     return module
 

@@ -1,11 +1,15 @@
 """One update: the gradient of the whole batch's mean loss, clipped, applied if it is finite."""
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from lmcore.distributed import World
 from lmcore.files import derive_seed
 from lmcore.hardware import Hardware
+from lmcore.model.loss import Losses
 from lmcore.train.optimizer import set_learning_rate
 from lmcore.train.settings import TrainParams
 from lmcore.train.sharding import gather_tensor, sync_gradients
@@ -16,31 +20,48 @@ from lmcore.train.state import TrainState
 SCALED_STEPS = 2000.0
 
 
+class Batch(NamedTuple):
+    """One process's part of a batch: `windows` (batch, time + 1), inputs and, shifted by one, targets; TiDAR's blocks.
+
+    `blocks` (batch, n) as in `GPT.hidden`.
+    """
+
+    windows: Tensor
+    blocks: Tensor | None = None
+
+    def split(self, size: int) -> Iterator["Batch"]:
+        """The same in micro-batches."""
+        windows = self.windows.split(size)
+        blocks = [None] * len(windows) if self.blocks is None else self.blocks.split(size)
+        yield from map(Batch, windows, blocks)
+
+
 def accumulate_gradients(
-    state: TrainState, windows: Tensor, step: int, params: TrainParams, hardware: Hardware, world: World
-) -> Tensor:
+    state: TrainState, batch: Batch, step: int, params: TrainParams, hardware: Hardware, world: World
+) -> Losses:
     """Add the gradient of the batch's mean loss to the weights, one micro-batch at a time; return that loss.
 
-    `windows` (batch, time + 1): this process's part of the batch; inputs and, shifted by one, targets. Each
-    micro-batch counts by its share of all tokens, so that the sum is the mean over the batch however it is cut and
+    Each micro-batch counts by its share of all tokens, so that the sum is the mean over the batch however it is cut and
     shared out. Nothing here waits for the device.
     """
     # Dropout masks are a function of the step, hence the same after a resume. (Without CUDA `torch.manual_seed` takes
     # 0.7 ms to note the whole stack for a card that may come.)
-    generators = torch.default_generator if windows.device.type == "cpu" else torch
+    generators = torch.default_generator if batch.windows.device.type == "cpu" else torch
     generators.manual_seed(derive_seed(params.seed, step, world.rank))
-    total = torch.zeros((), device=windows.device)
     # Processes average their gradients: each counts its own part as the whole.
     scale = state.counters.get("loss_scale", 1.0)
-    micro_batches = windows.split(hardware.micro_batch_size)
+    micro_batches = list(batch.split(hardware.micro_batch_size))
+    sums: list[Tensor] = []
     for number, micro_batch in enumerate(micro_batches, 1):
-        share = len(micro_batch) / len(windows)
+        share = len(micro_batch.windows) / len(batch.windows)
         with sync_gradients(state.objective, number == len(micro_batches)):
             with hardware.autocast():
-                loss = state.objective(micro_batch[:, :-1], micro_batch[:, 1:])
-            (loss * share * scale).backward()
-        total += loss.detach() * share
-    return world.sum(total) / world.size
+                windows, blocks = micro_batch
+                losses: Losses = state.objective(windows[:, :-1], windows[:, 1:], blocks)
+            (losses.total * share * scale).backward()
+        shares = [part.detach() * share for part in losses]
+        sums = [before + part for before, part in zip(sums, shares, strict=True)] if sums else shares
+    return Losses(*(world.sum(each) / world.size for each in sums))
 
 
 def update_weights(state: TrainState, loss: Tensor, learning_rate: float, params: TrainParams) -> Tensor:

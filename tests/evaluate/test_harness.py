@@ -20,7 +20,8 @@ from lmcore.evaluate.score import encode_pair
 from lmcore.evaluate.suites import SuiteFile
 from lmcore.export.hugging_face import ExportParams, export_model
 from lmcore.model.folder import save_model
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import ModelParams
 from lmcore.tokenizer.load import train_tokenizer
 
 with warnings.catch_warnings():

@@ -7,7 +7,8 @@ from lmcore.generate.decoder import Decoder, Request
 from lmcore.generate.drafts import PromptLookup
 from lmcore.generate.sampling import Sampling
 from lmcore.generate.weights import convert_weights
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import ModelParams
 
 # The compiler loads a part of torch that uses another, deprecated one.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")]

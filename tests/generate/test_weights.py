@@ -7,8 +7,9 @@ from torch import nn
 
 from lmcore.errors import ParameterError
 from lmcore.generate.weights import Int8Linear, convert_weights
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
 from lmcore.model.linear import Linear
+from lmcore.model.settings import ModelParams
 
 
 @pytest.mark.parametrize("rows", [(1,), (3, 1), (2, 7), (64,)])

@@ -17,10 +17,12 @@ from lmcore.errors import ArtifactError, ParameterError
 from lmcore.generate.decoder import Decoder, Request
 from lmcore.generate.sampling import Sampling, choose
 from lmcore.model import attention, gpt
-from lmcore.model.attention import attend, mask_documents
+from lmcore.model.attention import attend, mask_documents, number_documents
+from lmcore.model.cache import KeyValueCache
 from lmcore.model.folder import load_model, save_model
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
 from lmcore.model.loss import LanguageModelLoss
+from lmcore.model.settings import ModelParams
 
 VOCABULARY, END = 50, 7
 LONG = {"document_mask": True, "context_length": 256}  # more than a block of queries
@@ -130,7 +132,7 @@ def test_loss_and_gradients_are_those_of_documents_one_by_one(
         model = build_model(params)
         if naive:
             monkeypatch.setattr(gpt, "attend", attend_alone(tokens[:, :-1]))
-        loss = LanguageModelLoss(model)(tokens[:, :-1], tokens[:, 1:])
+        loss = LanguageModelLoss(model)(tokens[:, :-1], tokens[:, 1:]).total
         loss.backward()
         results.append([loss.detach(), *(weight.grad for weight in model.parameters())])
     for ours, theirs in zip(*results, strict=True):
@@ -138,11 +140,13 @@ def test_loss_and_gradients_are_those_of_documents_one_by_one(
 
 
 def test_the_mask_by_hand() -> None:
-    mask = mask_documents(torch.tensor([[1, END, 2, END, END, 3]]), END)
+    tokens = torch.tensor([[1, END, 2, END, END, 3]])
+    mask = mask_documents(number_documents(tokens, END))
     expected = [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0]]
     assert mask[0, 0].int().tolist() == [*expected, [0, 0, 0, 0, 1, 1]]
-    places = torch.tensor([[4, 2]])
-    assert torch.equal(mask_documents(torch.tensor([[1, END, 2, END, END, 3]]), END, places), mask[:, :, [4, 2]])
+    cache = KeyValueCache(1, 1, 1, 8, 2)
+    cache.extend([0], 4).mask_documents(tokens[:, :4], END)
+    assert torch.equal(cache.extend([4], 2).mask_documents(tokens[:, 4:], END), mask[:, :, 4:])
 
 
 def test_grouped_heads_are_repeated_where_no_kernel_takes_them_with_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import torch
 from tiny import GPT2_MODEL, TINY_MODEL, disturb
 
 from lmcore.model.cache import KeyValueCache
-from lmcore.model.gpt import GPT, ModelParams, rotary_tables, rotate
+from lmcore.model.gpt import GPT, rotary_tables, rotate
+from lmcore.model.settings import ModelParams
 
 MODELS = {
     "modern": TINY_MODEL,

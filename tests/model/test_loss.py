@@ -19,7 +19,7 @@ def test_in_pieces_or_whole(monkeypatch: pytest.MonkeyPatch, tied: bool, cap: fl
     for limit in (1 << 40, 4 * 700 * 40):  # 96 rows in pieces of 40
         monkeypatch.setattr(loss, "WHOLE_LOGITS_BYTES", limit)
         model.zero_grad()
-        value = LanguageModelLoss(model)(tokens[:, :-1], tokens[:, 1:])
+        value = LanguageModelLoss(model)(tokens[:, :-1], tokens[:, 1:]).total
         (3 * value).backward()
         results.append([value.detach(), *(weight.grad.clone() for weight in model.parameters())])
     assert not torch.equal(results[0][1], results[1][1])  # they did go different ways
@@ -32,10 +32,10 @@ def test_in_pieces_or_whole(monkeypatch: pytest.MonkeyPatch, tied: bool, cap: fl
 def test_in_pieces_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     model = GPT(TINY_MODEL, 700, seed=1)
     tokens = torch.randint(700, (6, 17), generator=torch.Generator().manual_seed(2))
-    whole = LanguageModelLoss(model)(tokens[:, :-1], tokens[:, 1:]).item()
+    whole = LanguageModelLoss(model)(tokens[:, :-1], tokens[:, 1:]).total.item()
     monkeypatch.setattr(loss, "WHOLE_LOGITS_BYTES", 4 * 700 * 40)
     with torch.autocast("cpu", torch.bfloat16):
-        value = LanguageModelLoss(model)(tokens[:, :-1], tokens[:, 1:])
+        value = LanguageModelLoss(model)(tokens[:, :-1], tokens[:, 1:]).total
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(whole, rel=2e-4)
 
@@ -47,4 +47,4 @@ def test_the_softcap_bounds_every_logit() -> None:
     tokens = torch.arange(16)[None]
     logits, value = model(tokens, tokens)
     assert 1.5 < logits.abs().max() <= 2.0
-    assert LanguageModelLoss(model)(tokens, tokens).item() == pytest.approx(value.item())
+    assert LanguageModelLoss(model)(tokens, tokens).total.item() == pytest.approx(value.item())

@@ -17,7 +17,7 @@ from lmcore.distributed import World
 from lmcore.hardware import Hardware
 from lmcore.model.gpt import GPT
 from lmcore.train.session import build_state
-from lmcore.train.step import accumulate_gradients, update_weights
+from lmcore.train.step import Batch, accumulate_gradients, update_weights
 
 hardware = Hardware("cpu", "cpu", "fp32", 16, compile=sys.argv[1] == "compiled", compile_reason="a test", threads=2)
 params = TINY_MODEL.model_copy(update={"context_length": 256, "document_mask": sys.argv[2] == "masked"})
@@ -25,10 +25,10 @@ model = GPT(params, 50, seed=1, end_of_text=0)
 state = build_state(model, TINY_TRAIN, hardware, World())
 windows = torch.randint(50, (16, 257), generator=torch.Generator().manual_seed(1))
 for step in range(4):
-    loss = accumulate_gradients(state, windows, step, TINY_TRAIN, hardware, World())
-    update_weights(state, loss, 0.01, TINY_TRAIN)
+    loss = accumulate_gradients(state, Batch(windows), step, TINY_TRAIN, hardware, World())
+    update_weights(state, loss.total, 0.01, TINY_TRAIN)
 weights = b"".join(weight.detach().numpy().tobytes() for weight in model.parameters())
-print(hashlib.sha256(weights).hexdigest(), loss.item())
+print(hashlib.sha256(weights).hexdigest(), loss.total.item())
 """
 
 

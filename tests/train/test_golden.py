@@ -10,14 +10,15 @@ from tiny import GPT2_MODEL, TINY_MODEL, TINY_TRAIN
 
 from lmcore.distributed import World
 from lmcore.hardware import Hardware
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
 from lmcore.model.loss import LanguageModelLoss
+from lmcore.model.settings import ModelParams
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import TokenDataset
 from lmcore.train.optimizer import build_optimizers
 from lmcore.train.schedule import plan_schedule
 from lmcore.train.state import TrainState
-from lmcore.train.step import accumulate_gradients, update_weights
+from lmcore.train.step import Batch, accumulate_gradients, update_weights
 
 GOLDEN = {
     "modern": [5.5818, 4.0853, 3.3270, 3.1010],
@@ -35,9 +36,9 @@ def train_losses(model_params: ModelParams, dataset: TokenDataset, micro_batch_s
     losses = []
     for step in range(schedule.steps):
         windows = torch.from_numpy(batches.at(step))
-        loss = accumulate_gradients(state, windows, step, TINY_TRAIN, hardware, World())
-        update_weights(state, loss, schedule.learning_rate(step), TINY_TRAIN)
-        losses.append(loss.item())
+        loss = accumulate_gradients(state, Batch(windows), step, TINY_TRAIN, hardware, World())
+        update_weights(state, loss.total, schedule.learning_rate(step), TINY_TRAIN)
+        losses.append(loss.total.item())
     return losses
 
 

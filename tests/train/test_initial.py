@@ -11,7 +11,8 @@ from lmcore.errors import ArtifactError, LmcoreError, ParameterError
 from lmcore.export.hugging_face import ExportParams, export_model
 from lmcore.files import sha256_file
 from lmcore.model.folder import save_model
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
+from lmcore.model.settings import ModelParams
 from lmcore.tokenizer.load import train_tokenizer
 from lmcore.tokens.dataset import TokenDataset
 from lmcore.train.initial import load_initial_weights

@@ -16,8 +16,9 @@ from lmcore.distributed import World
 from lmcore.evaluate.loss import Loss, measure_loss
 from lmcore.hardware import Hardware
 from lmcore.model.folder import load_model
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
 from lmcore.model.loss import LanguageModelLoss
+from lmcore.model.settings import ModelParams
 from lmcore.tokens.dataset import TokenDataset
 from lmcore.tracking.run import TrackedRun
 from lmcore.train.health import TrainingError, report_spike

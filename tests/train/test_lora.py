@@ -15,8 +15,9 @@ from lmcore.errors import ParameterError
 from lmcore.evaluate.loss import Loss, measure_loss
 from lmcore.hardware import Hardware
 from lmcore.model.folder import load_model, save_model
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
 from lmcore.model.loss import LanguageModelLoss
+from lmcore.model.settings import ModelParams
 from lmcore.params import parse_section
 from lmcore.tokenizer.byte import ByteTokenizer
 from lmcore.tokens.dataset import TokenDataset

@@ -13,8 +13,9 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from lmcore.distributed import World
 from lmcore.errors import ParameterError
 from lmcore.hardware import Hardware, Precision
-from lmcore.model.gpt import GPT, ModelParams
+from lmcore.model.gpt import GPT
 from lmcore.model.loss import LanguageModelLoss
+from lmcore.model.settings import ModelParams
 from lmcore.train.memory import (
     MemoryEstimate,
     choose_micro_batch,
@@ -84,7 +85,7 @@ def build(
 def step(params: ModelParams, objective: Any, precision: Precision) -> None:
     tokens = torch.zeros(ROWS, params.context_length, dtype=torch.int64)
     with on_cpu(precision).autocast():
-        loss = objective(tokens, tokens)
+        loss = objective(tokens, tokens).total
     loss.backward()
 
 
