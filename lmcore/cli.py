@@ -77,6 +77,7 @@ Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest t
 NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", "-n", help="Tokens of each text.")]
 Stop = Annotated[list[str] | None, typer.Option(help="A text before which it ends; may be given several times.")]
 Drafts = Annotated[int | None, typer.Option("--draft-tokens", help="Tokens guessed at once from the text so far.")]
+DecoderName = Annotated[str | None, typer.Option("--decoder", help="plain, tidar or tidar-one-forward.")]
 WeightType = Annotated[str | None, typer.Option("--weights", help="float32, bfloat16 or int8.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Takes 5 to 60 s, then each token comes faster.")]
 
@@ -97,6 +98,7 @@ def sample(
     stop: Stop = None,
     seed: Annotated[int | None, typer.Option()] = None,
     draft_tokens: Drafts = None,
+    decoder: DecoderName = None,
     weights: WeightType = None,
     compile: Compile = False,  # noqa: A002
 ) -> None:
@@ -117,6 +119,7 @@ def sample(
         "stop": stop,
         "seed": seed,
         "draft_tokens": draft_tokens,
+        "decoder": decoder,
         "weights": weights,
     }
     print_samples(Writer(model, values, changes, compile=compile))
@@ -129,6 +132,7 @@ def chat(
     temperature: Temperature = None,
     stop: Stop = None,
     draft_tokens: Drafts = None,
+    decoder: DecoderName = None,
     weights: WeightType = None,
     compile: Compile = False,  # noqa: A002
 ) -> None:
@@ -141,6 +145,7 @@ def chat(
         "temperature": temperature,
         "stop": stop,
         "draft_tokens": draft_tokens,
+        "decoder": decoder,
         "weights": weights,
     }
     converse(Writer(model, read_params(project_root() / "params.yaml"), changes, compile=compile))

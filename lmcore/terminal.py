@@ -30,11 +30,11 @@ class Writer:
         section = values.get("sample")
         wanted = {**section, **given} if isinstance(section, dict) else section
         self.params = parse_section(SampleParams, "sample", wanted)
-        drafts = self.params.draft_tokens
+        drafts, kind = self.params.draft_tokens, self.params.decoder
         self.decoder: Decoder
         self.tokenizer: Tokenizer
         self.decoder, self.tokenizer = open_model(
-            name, values, self.params.weights, batch=1, draft_tokens=drafts, compile=compile
+            name, values, self.params.weights, batch=1, draft_tokens=drafts, kind=kind, compile=compile
         )
         self.context_length = self.decoder.context_length
         self.seconds = 0.0
@@ -54,9 +54,11 @@ class Writer:
             self.seconds += time.perf_counter() - started
 
     def report(self) -> str:
-        """`600 tokens in 1.2 s (498 tokens/s), 1.31 per forward pass`, of all that was written."""
-        tally = self.decoder.tally
-        drafting = f", {tally.tokens / tally.forwards:.2f} per forward pass" if tally.drafted else ""
+        """`600 tokens in 1.2 s (498 tokens/s), 1.31 per forward pass (1: 80%, 2: 9%, 3: 11%)`, of all that it wrote."""
+        tally, drafting = self.decoder.tally, ""
+        if tally.drafted:
+            shares = (f"{tokens}: {count / tally.forwards:.0%}" for tokens, count in sorted(tally.given.items()))
+            drafting = f", {tally.tokens / tally.forwards:.2f} per forward pass ({', '.join(shares)})"
         rate = tally.tokens / max(self.seconds, 1e-9)
         return f"{tally.tokens} tokens in {self.seconds:.1f} s ({rate:.0f} tokens/s){drafting}"
 

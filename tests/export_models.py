@@ -9,7 +9,7 @@ from tiny import tokenizer_params
 
 from lmcore.model.folder import save_model
 from lmcore.model.gpt import GPT
-from lmcore.model.settings import ModelParams
+from lmcore.model.settings import NO_DIFFUSION, ModelParams
 from lmcore.tokenizer.load import train_tokenizer
 
 CLASSIC: dict[str, Any] = {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True}
@@ -48,6 +48,7 @@ def write_model(
             "tie_embeddings": True,
             "logit_softcap": None,
             "document_mask": False,
+            "diffusion": NO_DIFFUSION.model_dump(),
             **choices,
         }
     )

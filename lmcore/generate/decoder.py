@@ -1,7 +1,8 @@
 """The decoding engine: many texts side by side, each with its own prompt, length, settings and seed, token by token."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, takewhile
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from lmcore.generate.compiled import CompiledStep
 from lmcore.generate.drafts import DraftSource, OpenDrafts
 from lmcore.generate.sampling import Sampling, choose
+from lmcore.model.diffusion import Layout
 from lmcore.model.gpt import GPT
 
 
@@ -73,12 +75,16 @@ class Row:
 
 @dataclass
 class Tally:
-    """What drafting gave: `tokens` came out of `forwards` of a row, `drafted` of them were proposed before."""
+    """What drafting gave: `tokens` came out of `forwards` of a row, `drafted` of them were proposed before.
+
+    `given` counts the forwards that gave so many tokens.
+    """
 
     forwards: int = 0
     tokens: int = 0
     drafted: int = 0
     accepted: int = 0
+    given: Counter[int] = field(default_factory=Counter)
 
 
 class Decoder:
@@ -113,9 +119,19 @@ class Decoder:
         if allowed is not None:
             self.forbidden = ~self.forbidden.index_fill(0, torch.tensor(sorted(allowed)), True)
         self.forbidden = self.forbidden.nonzero().flatten().to(self.device)
-        self.cache = model.build_cache(batch, min(params.context_length, capacity or params.context_length))
-        times = {1, 1 + draft_tokens} if compile else ()
-        self.compiled = {time: CompiledStep(model, self.cache) for time in times}
+        self.capacity = min(params.context_length, capacity or params.context_length)
+        self.cache = model.build_cache(batch, self.capacity + self.scratch)
+        forwards = self.list_forwards() if compile else ()
+        self.compiled = {count: CompiledStep(model, self.cache, layout) for count, layout in forwards}
+
+    @property
+    def scratch(self) -> int:
+        """Places in the cache behind a text for what is no part of it."""
+        return 0
+
+    def list_forwards(self) -> list[tuple[int, Layout | None]]:
+        """How many new tokens of a row a forward may have, and how they see each other."""
+        return [(time, None) for time in sorted({1, 1 + self.draft_tokens})]
 
     def decode(self, requests: Iterable[Request]) -> Iterator[Token]:
         """The tokens of all `requests`, as they come; a request's place in the list is its tokens' `key`.
@@ -169,7 +185,7 @@ class Decoder:
         drafts = [self._draft(row) for row in self.rows]
         starts = [row.length - 1 for row in self.rows]
         time = 1 + (self.draft_tokens if self.compiled and any(drafts) else max(map(len, drafts)))
-        time = min(time, self.cache.capacity - max(starts))
+        time = min(time, self.capacity - max(starts))
         drafts = [draft[: time - 1] for draft in drafts]
         unread = [[row.tokens[-1], *draft] for row, draft in zip(self.rows, drafts, strict=True)]
         unread = [some + [0] * (time - len(some)) for some in unread]
@@ -179,24 +195,30 @@ class Decoder:
         new: list[Token] = []
         for row, draft, tokens, measures in zip(self.rows, drafts, chosen, measured, strict=True):
             new += self._take(row, draft, tokens, measures)
+        self._look_ahead(chosen)
         ended = {token.key for token in new if token.is_last}
         for place in reversed(range(len(self.rows))):
             if self.rows[place].key in ended:
                 self._remove(place)
         return new
 
-    def _compute_logits(self, unread: list[list[int]], starts: list[int]) -> Tensor:
-        """The scores (B, T, V) that follow each of the `unread` (B, T), which come after the first `starts` tokens."""
+    def _look_ahead(self, chosen: list[list[int]]) -> None:
+        """Take from a forward that has `chosen` what is of use for the next one."""
+
+    def _compute_logits(self, unread: list[list[int]], starts: list[int], layout: Layout | None = None) -> Tensor:
+        """The scores (B, T, V) that follow each of the `unread` (B, T), which come after the first `starts` tokens.
+
+        One after the other, or as a `layout` says.
+        """
         time = len(unread[0])
         if step := self.compiled.get(time):
             # It computes all rows always; what it writes into those at rest is written over.
             rest = self.batch - len(unread)
             tokens = torch.tensor(unread + [[0] * time] * rest, device=self.device)
-            positions = torch.tensor(starts + [0] * rest)[:, None] + torch.arange(time)
-            logits = step(tokens, positions.to(self.device))[: len(unread)]
+            logits = step(tokens, torch.tensor(starts + [0] * rest, device=self.device))[: len(unread)]
         else:
             tokens = torch.tensor(unread, device=self.device)
-            logits = self.model.logits(self.model.hidden(tokens, self.cache.extend(starts, time)))
+            logits = self.model.logits(self.model.hidden(tokens, self.cache.extend(starts, time, layout=layout)))
         return logits.float()
 
     def _choose(self, logits: Tensor, drafts: list[list[int]]) -> list[list[int]]:
@@ -235,6 +257,7 @@ class Decoder:
                 break
         self.tally.forwards += 1
         self.tally.tokens += len(new)
+        self.tally.given[len(new)] += 1
         self.tally.drafted += len(draft)
         self.tally.accepted += min(len(chosen) - 1, len(new))
         return new

@@ -60,11 +60,15 @@ def render_json_lines(samples: Sequence[Sample]) -> str:
 def measure_samples(samples: Sequence[Sample], tally: Tally) -> dict[str, float]:
     """Metrics: counts, and how much the new tokens repeat themselves (distinct_1 to distinct_3).
 
-    With drafts also how many tokens each forward pass gave a sample; without, it is one.
+    With drafts also how many tokens each forward pass gave a sample, and how many passes gave one, two, ...; without,
+    each gives one.
     """
     texts = [sample.completion.tokens for sample in samples]
     distinct = {f"distinct_{n}": round(distinct_share(texts, n), 6) for n in (1, 2, 3)}
-    drafting = {"tokens_per_forward": round(tally.tokens / tally.forwards, 6)} if tally.drafted else {}
+    drafting = {}
+    if tally.drafted:
+        drafting["tokens_per_forward"] = round(tally.tokens / tally.forwards, 6)
+        drafting |= {f"forwards_of_{tokens}": count for tokens, count in sorted(tally.given.items())}
     return {"samples": len(samples), "tokens": sum(map(len, texts)), **distinct, **drafting}
 
 

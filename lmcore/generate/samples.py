@@ -7,8 +7,9 @@ from lmcore.errors import ParameterError
 from lmcore.files import derive_seed
 from lmcore.generate.completion import Completion, collect, complete
 from lmcore.generate.decoder import Decoder, Request, Tally
+from lmcore.generate.diffusion import DiffusionDecoder
 from lmcore.generate.drafts import PromptLookup
-from lmcore.generate.settings import SampleParams
+from lmcore.generate.settings import DecoderKind, SampleParams
 from lmcore.generate.vocabulary import list_text_tokens, require_vocabulary
 from lmcore.generate.weights import Weights, convert_weights
 from lmcore.hardware import HardwareParams, choose_device, explain_uncompilable
@@ -46,26 +47,32 @@ def open_decoder(
     batch: int = MOST_ROWS,
     longest: int | None = None,
     draft_tokens: int | None = None,
+    kind: DecoderKind = "plain",
     compile: bool = False,  # noqa: A002
 ) -> Decoder:
     """The engine for texts of at most `longest` tokens, prompt included; as many rows as `batch` and memory allow.
 
-    Raises ArtifactError where the tokenizer is not the model's.
+    Raises ArtifactError where the tokenizer is not the model's, ParameterError for TiDAR's with a model without masks.
     """
     require_vocabulary(model, tokenizer)
     params = model.params
     capacity = min(params.context_length, longest or params.context_length)
     row_bytes = 2 * params.n_layers * capacity * params.kv_heads * params.head_width * 4
-    return Decoder(
-        model,
-        batch=max(1, min(batch, CACHE_BYTES // row_bytes)),
-        end_of_text=tokenizer.end_of_text,
-        allowed=list_text_tokens(tokenizer),
-        open_drafts=PromptLookup if draft_tokens else None,
-        draft_tokens=draft_tokens or 0,
-        capacity=capacity,
-        compile=compile,
-    )
+    options: dict[str, Any] = {
+        "batch": max(1, min(batch, CACHE_BYTES // row_bytes)),
+        "end_of_text": tokenizer.end_of_text,
+        "allowed": list_text_tokens(tokenizer),
+        "capacity": capacity,
+        "compile": compile,
+    }
+    if kind != "plain":
+        if params.diffusion.block_size is None:
+            raise ParameterError(
+                f"sample.decoder={kind}: the model has no masks to guess with: train one with "
+                f"model.diffusion.block_size=4, or set sample.decoder=plain"
+            )
+        return DiffusionDecoder(model, one_forward=kind == "tidar-one-forward", **options)
+    return Decoder(model, open_drafts=PromptLookup if draft_tokens else None, draft_tokens=draft_tokens or 0, **options)
 
 
 def open_model(
@@ -75,6 +82,7 @@ def open_model(
     *,
     batch: int,
     draft_tokens: int | None,
+    kind: DecoderKind = "plain",
     compile: bool,  # noqa: A002
 ) -> tuple[Decoder, Tokenizer]:
     """The engine and the tokenizer of a model, `name` as `find_model` has it, on the device of params.yaml's `values`.
@@ -86,7 +94,8 @@ def open_model(
         raise ParameterError(f"--compile: {obstacle}; leave it out")
     folder = find_model(name, None).folder
     model, tokenizer = convert_weights(load_model(folder, device), weights), load_tokenizer(folder)
-    return open_decoder(model, tokenizer, batch=batch, draft_tokens=draft_tokens, compile=compile), tokenizer
+    decoder = open_decoder(model, tokenizer, batch=batch, draft_tokens=draft_tokens, kind=kind, compile=compile)
+    return decoder, tokenizer
 
 
 def draw_samples(model: GPT, tokenizer: Tokenizer, params: SampleParams) -> tuple[list[Sample], Tally]:
@@ -99,7 +108,8 @@ def draw_samples(model: GPT, tokenizer: Tokenizer, params: SampleParams) -> tupl
     wanted = number_samples(params)
     requests = [build_request(params, prompt, prompts[prompt], number) for prompt, number in wanted]
     longest = max(map(len, prompts.values())) + params.max_new_tokens
-    decoder = open_decoder(model, tokenizer, batch=len(requests), longest=longest, draft_tokens=params.draft_tokens)
+    drafts, kind = params.draft_tokens, params.decoder
+    decoder = open_decoder(model, tokenizer, batch=len(requests), longest=longest, draft_tokens=drafts, kind=kind)
     completions = collect(complete(decoder, tokenizer, requests), len(requests))
     samples = [
         Sample(tokenizer.decode(tokenizer.encode(prompt)), number, request.seed, completion)

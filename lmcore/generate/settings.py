@@ -1,13 +1,15 @@
 """What the sample section of params.yaml may say."""
 
 from collections import Counter
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lmcore.generate.sampling import Sampling
 from lmcore.generate.weights import Weights
 from lmcore.params import Int, Section
+
+DecoderKind = Literal["plain", "tidar", "tidar-one-forward"]
 
 
 class SampleParams(Section):
@@ -23,6 +25,7 @@ class SampleParams(Section):
     repetition_penalty: float = Field(ge=0.01, le=100.0)
     stop: Annotated[list[str], BeforeValidator(lambda value: [] if value is None else value)]
     draft_tokens: Int | None = Field(ge=1)
+    decoder: DecoderKind
     weights: Weights
     seed: Int
 
@@ -45,6 +48,15 @@ class SampleParams(Section):
         if "" in stop:
             raise ValueError("sample.stop: '' is in every text: leave it out")
         return stop
+
+    @model_validator(mode="after")
+    def _check_drafts(self) -> Self:
+        if self.decoder != "plain" and self.draft_tokens:
+            raise ValueError(
+                f"sample.draft_tokens={self.draft_tokens}: sample.decoder={self.decoder} has drafts of its own: "
+                f"leave it empty, or set sample.decoder=plain"
+            )
+        return self
 
     @property
     def sampling(self) -> Sampling:

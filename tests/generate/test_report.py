@@ -24,6 +24,7 @@ PARAMS = SampleParams(
     repetition_penalty=1.0,
     stop=[],
     draft_tokens=None,
+    decoder="plain",
     weights="float32",
     seed=1,
 )

@@ -27,6 +27,7 @@ sample:
   repetition_penalty: 1.0
   stop:
   draft_tokens:
+  decoder: plain
   weights: float32
   seed: 7
 """

@@ -29,6 +29,7 @@ VALID = {
     "repetition_penalty": 1.0,
     "stop": None,
     "draft_tokens": None,
+    "decoder": "plain",
     "weights": "float32",
     "seed": 1,
 }

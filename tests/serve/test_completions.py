@@ -30,7 +30,14 @@ def ask(served: Served, **values: Any) -> Any:
 
 def draw(served: Served, prompts: list[str], stop: list[str] | None = None, **changes: Any) -> list[Any]:
     """What the sample stage makes of the same settings, two of each prompt."""
-    further = {"stop": stop or [], "draft_tokens": None, "weights": "float32", "seed": 7, "max_new_tokens": 20}
+    further = {
+        "stop": stop or [],
+        "draft_tokens": None,
+        "decoder": "plain",
+        "weights": "float32",
+        "seed": 7,
+        "max_new_tokens": 20,
+    }
     section = {"prompts": prompts, "samples_per_prompt": 2, **SETTINGS, **further, **changes}
     samples, _ = draw_samples(served.model, served.tokenizer, parse_section(SampleParams, "sample", section))
     return [sample.completion for sample in samples]
