@@ -18,7 +18,9 @@ from lmcore.distributed import World, join_world, launch, split_batch
 from lmcore.errors import report_errors
 from lmcore.model.gpt import GPT
 from lmcore.model.loss import LanguageModelLoss
+from lmcore.train.blocks import choose_blocks
 from lmcore.train.sharding import Sharding, distribute, gather_tensor, shard_like, sync_gradients, whole_weights
+from lmcore.train.step import Batch
 
 VOCABULARY = 257  # of bytes, and odd: no number of processes divides it
 DRAWN = 16  # of them: the loss falls from 5.5 to 2.8. Where nothing can be learnt, rounding grows to 1e-3 in 50 steps
@@ -33,6 +35,7 @@ class Job(BaseModel, frozen=True, extra="forbid"):
     micro_batch_size: int = BATCH
     recompute: bool = False
     document_mask: bool = False
+    masks_from: int | None = None  # the first step with blocks of masks
     load: str | None = None
     first: int = 0
     last: int = STEPS
@@ -44,6 +47,11 @@ class Training:
     def __init__(self, world: World, job: Job) -> None:
         self.world, self.job = world, job
         params = TINY_MODEL.model_copy(update={"document_mask": job.document_mask})
+        if job.masks_from is not None:
+            diffusion = params.diffusion.model_copy(
+                update={"block_size": 3, "start_fraction": job.masks_from / STEPS, "block_fraction": 0.5}
+            )
+            params = params.model_copy(update={"diffusion": diffusion})
         self.model = GPT(params, VOCABULARY, seed=1, end_of_text=1)
         loss = LanguageModelLoss(self.model)
         self.objective = distribute(loss, world, job.sharding, "cpu", activation_checkpointing=job.recompute)
@@ -77,13 +85,15 @@ class Training:
         """One step on the batch that the step's number gives; its loss and its gradient's norm."""
         generator = torch.Generator().manual_seed(step)
         batch = torch.randint(DRAWN, (BATCH, TINY_MODEL.context_length + 1), generator=generator)
-        windows = batch[split_batch(BATCH, self.world)]
-        pieces = windows.split(self.job.micro_batch_size)
+        part = split_batch(BATCH, self.world)
+        blocks = choose_blocks(self.model.params, 1, step, STEPS, BATCH)
+        windows = batch[part]
+        pieces = list(Batch(windows, None if blocks is None else blocks[part]).split(self.job.micro_batch_size))
         total = torch.zeros(())
         for number, piece in enumerate(pieces, 1):
-            share = len(piece) / len(windows)
+            share = len(piece.windows) / len(windows)
             with sync_gradients(self.objective, number == len(pieces)):
-                loss = self.objective(piece[:, :-1], piece[:, 1:]).total
+                loss = self.objective(piece.windows[:, :-1], piece.windows[:, 1:], piece.blocks).total
                 (loss * share).backward()
             total += loss.detach() * share
         norm = gather_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))

@@ -120,7 +120,7 @@ class Decoder:
             self.forbidden = ~self.forbidden.index_fill(0, torch.tensor(sorted(allowed)), True)
         self.forbidden = self.forbidden.nonzero().flatten().to(self.device)
         self.capacity = min(params.context_length, capacity or params.context_length)
-        self.cache = model.build_cache(batch, self.capacity + self.scratch)
+        self.cache = model.build_cache(batch, self.capacity, self.scratch)
         forwards = self.list_forwards() if compile else ()
         self.compiled = {count: CompiledStep(model, self.cache, layout) for count, layout in forwards}
 

@@ -71,7 +71,6 @@ class Extension:
         is_plain: bool = False,
     ) -> None:
         self.window, self._layout, self._starts = window, layout, starts
-        self.end = window if layout is None else window - time  # of the texts, as far as that is sure
         self._cache, self._rows = cache, slice(first_row, first_row + len(starts))
         places = starts[:, None] + torch.arange(time, device=starts.device)
         self.positions = places if layout is None else starts[:, None] + layout.offsets

@@ -194,7 +194,7 @@ class GPT(nn.Module):
         see the text up to that place, it included.
         """
         time, size = tokens.shape[1], self.params.diffusion.block_size
-        assert (time if cache is None else cache.end) <= self.params.context_length
+        assert cache is not None or time <= self.params.context_length
         positions = cache.positions if cache else torch.arange(time, device=tokens.device)
         text_mask = self._find_mask(tokens, cache)
         mask: Mask | None = text_mask
@@ -318,10 +318,14 @@ class GPT(nn.Module):
             model.head.weight = model.token_embedding.weight
         return model.eval()
 
-    def build_cache(self, rows: int, capacity: int) -> KeyValueCache:
-        """An empty cache for so many texts of at most `capacity` tokens, where the model is and of its type."""
+    def build_cache(self, rows: int, capacity: int, scratch: int = 0) -> KeyValueCache:
+        """An empty cache for so many texts of at most `capacity` tokens, where the model is and of its type.
+
+        `scratch` is room behind them for new tokens that are no part of a text (see `Layout`).
+        """
         params, weight = self.params, self.token_embedding.weight
-        shape = (params.n_layers, rows, params.kv_heads, capacity, params.head_width)
+        assert capacity <= params.context_length
+        shape = (params.n_layers, rows, params.kv_heads, capacity + scratch, params.head_width)
         return KeyValueCache(*shape, device=weight.device, dtype=weight.dtype)
 
     def count_parameters(self) -> int:

@@ -18,6 +18,7 @@ METRICS_FILE = Path("reports/metrics/train.json")
 CURVE_FILE = Path("reports/plots/training.csv")
 PICTURE_FILE = Path("reports/plots/training.svg")
 CURVE_COLUMNS = ("step", "tokens", "train_loss", "val_loss", "learning_rate", "gradient_norm")
+MASKS_COLUMNS = ("diffusion_loss", "val_diffusion_loss")  # of models with masks
 CURVE_ROWS = 2000  # `dvc plots` inlines every row into its page
 
 
@@ -49,14 +50,16 @@ def write_outputs(
 def summarise(records: list[Record]) -> dict[str, Any]:
     """Steps, tokens and the last losses, rounded to what a reader can use."""
     last = records[-1]
-    losses = {key: round(last[key], 6) for key in ("train_loss", "val_loss", "bits_per_byte")}
+    names = ["train_loss", "val_loss", "bits_per_byte", *(key for key in last if key.startswith("val_diffusion_loss"))]
+    losses = {key: round(last[key], 6) for key in names}
     return {"steps": last["step"], "tokens": last["tokens"], **losses}
 
 
 def format_curve(rows: list[Record]) -> str:
     """The records as CSV; a value that was not measured at a step is left empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, CURVE_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    further = MASKS_COLUMNS if any(MASKS_COLUMNS[0] in row for row in rows) else ()
+    writer = csv.DictWriter(text, (*CURVE_COLUMNS, *further), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(
         {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}

@@ -24,6 +24,7 @@ def tokenizer() -> Tokenizer:
 def build_params(prompts: list[str], **changes: object) -> SampleParams:
     values = {"samples_per_prompt": 2, "max_new_tokens": 12, "temperature": 1.0, "top_k": 50, "top_p": 0.95, "seed": 1}
     off = {"min_p": None, "repetition_penalty": 1.0, "stop": None, "draft_tokens": None, "weights": "float32"}
+    off["decoder"] = "plain"
     return SampleParams.model_validate({"prompts": prompts, **values, **off, **changes})
 
 

@@ -25,7 +25,9 @@ CHECKOUT = Path(__file__).parents[2]
 SABOTAGE = CHECKOUT / "tests" / "sabotage"
 PATIENCE = 300.0  # seconds after which a training hangs
 
-MODEL = TINY_MODEL.model_copy(update={"dropout": 0.1})
+# With masks from the first step on: what a state holds and a step draws for them is killed and gone on with as well.
+DIFFUSION = TINY_MODEL.diffusion.model_copy(update={"block_size": 2, "start_fraction": 0.0})
+MODEL = TINY_MODEL.model_copy(update={"dropout": 0.1, "diffusion": DIFFUSION})
 # All that a state can hold, and in 12 steps some of everything: checkpoints after 3, 6 (the trunk's end), 9 and 12,
 # validations after 4, 8 and 12.
 TRAIN = TINY_TRAIN.model_copy(update={"optimizer": "muon", "schedule": "wsd", "ema_decay": 0.9})

@@ -104,7 +104,7 @@ def test_another_shape_is_refused(
     tmp_path: Path, dataset: TokenDataset, change: dict[str, Any], error: type[LmcoreError], message: str
 ) -> None:
     save_base(tmp_path / "base", dataset)
-    model = GPT(TINY_MODEL.model_copy(update=change), dataset.train.vocab_size, seed=9)
+    model = GPT(ModelParams.model_validate({**TINY_MODEL.model_dump(), **change}), dataset.train.vocab_size, seed=9)
     with pytest.raises(error, match=message):
         load_initial_weights(model, str(tmp_path / "base"), dataset.tokenizer)
 

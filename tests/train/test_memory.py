@@ -326,7 +326,7 @@ def test_a_real_step_is_tried_once() -> None:
     def try_step(size: int) -> None:
         tried.append(size)
         tokens = torch.zeros(size, MODERN.context_length, dtype=torch.int64)
-        objective(tokens, tokens).backward()
+        objective(tokens, tokens).total.backward()
 
     assert find_micro_batch(try_step, 6) == 6
     assert tried == [6]

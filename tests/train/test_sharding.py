@@ -132,6 +132,18 @@ def test_alone_nothing_changes() -> None:
 
 
 @pytest.mark.slow
+def test_masks_come_in_the_middle_in_every_way(tmp_path: Path) -> None:
+    """At first their row has no part in the loss, which DDP would wait for, and then it has."""
+    ways = [WAYS[1], WAYS[2], WAYS[4], WAYS[5]]
+    results = run_in_processes(2, tmp_path, [{**way, "masks_from": HALF} for way in ways])
+    expected = Training(World(), Job(masks_from=HALF)).run()
+    assert max(expected["losses"][HALF : HALF + 5]) > max(expected["losses"][HALF - 5 : HALF])
+    for result in results:
+        assert result["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+        assert result["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+
+
+@pytest.mark.slow
 def test_documents_are_told_apart_in_every_way(tmp_path: Path) -> None:
     ways = [{"sharding": "replicate"}, {"sharding": "full", "micro_batch_size": 2, "recompute": True}]
     results = run_in_processes(2, tmp_path, [{**way, "document_mask": True} for way in ways])
@@ -153,7 +165,7 @@ def test_recomputing_changes_no_bit(document_mask: bool) -> None:
             LanguageModelLoss(model), World(), "replicate", "cpu", activation_checkpointing=recompute
         )
         torch.manual_seed(3)
-        objective(tokens[:, :-1], tokens[:, 1:]).backward()
+        objective(tokens[:, :-1], tokens[:, 1:]).total.backward()
         gradients.append({name: weight.grad for name, weight in model.named_parameters()})
         assert list(model.state_dict()) == list(GPT(GPT2_MODEL, VOCABULARY).state_dict())
     assert gradients[0].keys() == gradients[1].keys()
