@@ -50,11 +50,14 @@ class Size:
     parameters: int
     vocab_size: int
     tokens: int | None
+    masks_per_token: float = 0.0
 
     @property
     def flops(self) -> float | None:
         """Operations of the whole training."""
-        return None if self.tokens is None else estimate_flops(self.parameters, self.tokens)
+        if self.tokens is None:
+            return None
+        return estimate_flops(self.parameters, round(self.tokens * (1 + self.masks_per_token)))
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def measure_size(values: Mapping[str, Any]) -> Size:
     if train.epochs is None:
         steps = plan_schedule(train, model.context_length, 0).steps
         tokens = steps * train.batch_size * model.context_length
-    return Size(GPT.outline(model, vocab_size).count_parameters(), vocab_size, tokens)
+    return Size(GPT.outline(model, vocab_size).count_parameters(), vocab_size, tokens, model.masks_per_token)
 
 
 def expect_vocabulary(params: TokenizerParams) -> int:

@@ -96,6 +96,16 @@ class ModelParams(Section):
             return 0
         return max(1, round(self.diffusion.block_fraction * ((self.context_length - size) // size)))
 
+    @property
+    def trained_masks(self) -> int:
+        """Masks behind each sequence in training; none without `diffusion.block_size`."""
+        return self.trained_blocks * (self.diffusion.block_size or 0)
+
+    @property
+    def masks_per_token(self) -> float:
+        """Masks for each token of a whole training, the steps before the first block included."""
+        return (1 - self.diffusion.start_fraction) * self.trained_masks / self.context_length
+
     def spell_out(self) -> dict[str, Any]:
         """Every param with its value, also where it follows from others."""
         return {

@@ -82,8 +82,9 @@ def estimate_memory(
     trained = counts.all if lora_rank is None else lora_rank * counts.sides
     whole = counts.all if lora_rank is None else counts.all + trained
     numbers = 2 * trained + (whole if ema else 0) - (counts.matrices if optimizer == "muon" else 0)
-    tokens = micro_batch_size * model_params.context_length
-    logits = _logits_bytes(model_params, vocab_size, tokens)
+    text, masks = (micro_batch_size * count for count in (model_params.context_length, model_params.trained_masks))
+    tokens = text + masks
+    logits = _logits_bytes(model_params, vocab_size, text)  # those of masks come later and are gone before
     # Autocast casts each matrix once per pass and keeps the copy.
     cast = 0 if precision == "fp32" else DTYPES[precision].itemsize * counts.matrices // model_params.n_layers
     block = micro_batch_size * _block_bytes(model_params, precision, device, compiled) + cast
@@ -165,7 +166,10 @@ def _block_bytes(params: ModelParams, precision: Precision, device: str, compile
     Attention keeps no T x T matrices of each head, but on a CPU: three of fp32 with dropout, and half of one, in fp32
     and again in b, where it is compiled in blocks. Elsewhere a document mask is kept as numbers, b T x T for all heads
     together, and on a card keys and values b 2 (Q - K W) for the heads that share them.
+
+    Masks (TiDAR) are tokens behind the text; what they may see is kept as numbers too, but for FlexAttention on a card.
     """
+    masks = params.trained_masks
     time, queries, keys = params.context_length, params.n_heads * params.head_width, params.kv_heads * params.head_width
     product = DTYPES[precision].itemsize
     attention = product * (2 * queries + 2 * keys)
@@ -184,7 +188,9 @@ def _block_bytes(params: ModelParams, precision: Precision, device: str, compile
     elif params.document_mask:
         squares = product * time**2
         attention += 0 if device == "cpu" else 2 * product * (queries - keys)
-    return time * (2 * _norm_bytes(params, product) + attention + mlp + dropout) + squares
+    if masks and device == "cpu":
+        squares += (3 * FP32 * params.n_heads if params.dropout else product) * masks * (time + masks)
+    return (time + masks) * (2 * _norm_bytes(params, product) + attention + mlp + dropout) + squares
 
 
 def _norm_bytes(params: ModelParams, product: int) -> int:

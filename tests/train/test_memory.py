@@ -16,6 +16,7 @@ from lmcore.hardware import Hardware, Precision
 from lmcore.model.gpt import GPT
 from lmcore.model.loss import LanguageModelLoss
 from lmcore.model.settings import ModelParams
+from lmcore.train.blocks import choose_blocks
 from lmcore.train.memory import (
     MemoryEstimate,
     choose_micro_batch,
@@ -30,6 +31,13 @@ from lmcore.train.sharding import distribute
 
 MODERN = TINY_MODEL.model_copy(update={"n_layers": 3, "d_model": 64, "d_ff": 192, "context_length": 64})
 CLASSIC = GPT2_MODEL.model_copy(update={"n_layers": 3, "d_model": 64, "context_length": 64})
+
+
+def with_masks(params: ModelParams) -> ModelParams:
+    chosen = {"block_size": 4, "block_fraction": 0.5}
+    return params.model_copy(update={"diffusion": params.diffusion.model_copy(update=chosen)})
+
+
 SHAPES = {
     "modern": MODERN,
     "classic": CLASSIC,
@@ -42,6 +50,8 @@ SHAPES = {
     "dropout, document mask": MODERN.model_copy(update={"document_mask": True, "dropout": 0.1}),
     "wide heads": MODERN.model_copy(update={"d_head": 24}),
     "wide heads, plain": MODERN.model_copy(update={"d_head": 24, "qk_norm": False, "n_kv_heads": None}),
+    "masks": with_masks(MODERN),
+    "classic, masks": with_masks(CLASSIC),
     "untied": CLASSIC.model_copy(update={"tie_embeddings": False}),
 }
 VOCAB_SIZE, ROWS = 512, 4
@@ -85,8 +95,12 @@ def build(
 def step(params: ModelParams, objective: Any, precision: Precision) -> None:
     tokens = torch.zeros(ROWS, params.context_length, dtype=torch.int64)
     with on_cpu(precision).autocast():
-        loss = objective(tokens, tokens).total
+        loss = objective(tokens, tokens, place_masks(params)).total
     loss.backward()
+
+
+def place_masks(params: ModelParams) -> Tensor | None:
+    return choose_blocks(params, 1, 9, 10, ROWS)
 
 
 def kept_by_autograd(params: ModelParams, precision: Precision) -> int:
@@ -100,7 +114,7 @@ def kept_by_autograd(params: ModelParams, precision: Precision) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), on_cpu(precision).autocast():
-        hidden = model.hidden(torch.zeros(ROWS, params.context_length, dtype=torch.int64))
+        hidden = model.hidden(torch.zeros(ROWS, params.context_length, dtype=torch.int64), blocks=place_masks(params))
     assert hidden.requires_grad
     return sum(storage.nbytes() for address, storage in storages.items() if address not in weights)
 
@@ -117,7 +131,7 @@ def test_activations_are_what_autograd_keeps(shape: str, precision: Precision) -
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("vocab_size", "whole_logits"), [(64, 64 << 20), (4096, 64 << 20), (16_384, 4 << 20)])
-@pytest.mark.parametrize("shape", ["modern", "classic", "squared relu, capped", "document mask"])
+@pytest.mark.parametrize("shape", ["modern", "classic", "squared relu, capped", "document mask", "masks"])
 def test_the_total_is_the_peak_of_a_step(
     shape: str,
     vocab_size: int,
