@@ -103,8 +103,9 @@ def _explain(path: str, details: Sequence[ErrorDetails], kind: type[Section]) ->
             return f"{path} is missing: write it (an empty value means 'not set')"
         case "extra_forbidden":
             section, _, key = path.rpartition(".")
-            near = _nearest(key, kind.model_fields)
-            remedy = f"did you mean {section}.{near}?" if near else f"known keys: {', '.join(kind.model_fields)}"
+            known = _find_section(kind, details[0]["loc"][:-1]).model_fields
+            near = _nearest(key, known)
+            remedy = f"did you mean {section}.{near}?" if near else f"known keys: {', '.join(known)}"
             return f"{_show(path, value)}: unknown key, {remedy}"
         case "value_error":  # raised by a section's own rule, which names the keys that it compared
             return str(details[0]["ctx"]["error"])
@@ -113,6 +114,15 @@ def _explain(path: str, details: Sequence[ErrorDetails], kind: type[Section]) ->
             near = _nearest(str(value), [choice for rule in rules for choice in re.findall("'([^']*)'", rule)])
             hint = f", did you mean {near}?" if near else ""
             return f"{_show(path, value)}: must be {' or '.join(rules)}{hint}"
+
+
+def _find_section(kind: type[Section], location: Iterable[int | str]) -> type[Section]:
+    """The section within a section that a location leads to."""
+    for part in location:
+        inner = kind.model_fields[str(part)].annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            kind = inner
+    return kind
 
 
 def _dotted_path(name: str, values: object, location: Iterable[int | str]) -> str:
@@ -138,6 +148,17 @@ def _show(path: str, value: object) -> str:
 
 def _nearest(word: str, known: Iterable[object]) -> str | None:
     return next(iter(difflib.get_close_matches(word, map(str, known), n=1)), None)
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested names become dotted: {"train": {"seed": 1}, "size": 2} -> {"train.seed": 1, "size": 2}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": inner for key, inner in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def _explain_yaml(error: YAMLError | UnicodeDecodeError) -> str:

@@ -15,9 +15,8 @@ from lmcore.compare.dvc_store import read_file
 from lmcore.dvc_queue import Attempt, count_workers, find_attempt, queue_experiment, run_dvc, run_git, start_workers
 from lmcore.errors import ArtifactError, DataError, LmcoreError, ParameterError
 from lmcore.files import derive_seed, read_json
-from lmcore.params import read_params
+from lmcore.params import flatten, read_params
 from lmcore.scratch import hold
-from lmcore.tracking.store import flatten
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

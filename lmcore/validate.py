@@ -68,7 +68,7 @@ def validate_model(name: str, prompt: str) -> Validation:
     ParameterError for a name or a prompt that will not do, ArtifactError for a model that one of them does not read.
     """
     folder = find_model(name, None).folder
-    model = load_model(folder)
+    model = load_model(folder).without_masks()
     with as_hugging_face(folder, model) as theirs:
         transformers = import_transformers()
         with explain_failure(theirs):

@@ -10,7 +10,7 @@ from dvc.utils.serialize import load_yaml  # type: ignore[import-untyped]
 from pydantic import Field
 
 from lmcore.errors import ParameterError
-from lmcore.params import Int, Section, parse_section, read_params, read_section
+from lmcore.params import Int, Section, flatten, parse_section, read_params, read_section
 
 
 class Cooking(Section):
@@ -86,6 +86,10 @@ def test_what_an_experiment_writes_is_read_back(tmp_path: Path, override: str, v
     apply_overrides(path, [f"cooking.{override}"])  # what `dvc exp run -S` does
     cooking = read_section(Cooking, "cooking", path)
     assert getattr(cooking, override.partition("=")[0]) == value
+
+
+def test_nested_names_become_dotted() -> None:
+    assert flatten({"train": {"seed": 1}, "tokenizer": "ab"}) == {"train.seed": 1, "tokenizer": "ab"}
 
 
 def test_a_whole_float_is_an_integer() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lmcore.dvc_queue import run_git
 from lmcore.errors import ArtifactError
-from lmcore.tracking.store import flatten
+from lmcore.params import flatten
 
 WORKSPACE = "workspace"
 REFERENCE = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")  # its commit in two parts, its name

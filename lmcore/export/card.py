@@ -169,9 +169,13 @@ def _figures(facts: CardFacts) -> Iterable[tuple[str, Any]]:
 
 def _parameters(facts: CardFacts) -> Iterable[tuple[str, Any]]:
     yield "tokenizer", f"{facts.tokenizer}, {facts.vocab_size:,} entries, `{END_OF_TEXT}` between documents"
-    for key, value in facts.model.model_dump().items():
+    for key, value in facts.model.model_dump(exclude={"diffusion"}).items():
         yield f"`model.{key}`", value
-    for key, value in facts.lineage.get("params", {}).get("train", {}).items():
+    trained = facts.lineage.get("params", {})
+    diffusion = trained.get("model", {}).get("diffusion", {})  # the exported model has no masks, its training had
+    for key, value in diffusion.items() if diffusion.get("block_size") else ():
+        yield f"`model.diffusion.{key}`", value
+    for key, value in trained.get("train", {}).items():
         yield f"`train.{key}`", value
 
 

@@ -62,7 +62,7 @@ def export_model(
     """
     if curve and not curve.exists():
         raise ArtifactError(f"{curve} is missing: run dvc repro train")
-    model, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
+    model, tokenizer = load_model(model_folder).without_masks(), load_tokenizer(model_folder)
     architecture = require_architecture(model.params)
     transformers = import_transformers()
     lineage = read_lineage(model_folder)

@@ -8,9 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lmcore.errors import ArtifactError, ParameterError
-from lmcore.params import read_params
+from lmcore.params import flatten, read_params
 from lmcore.rewrite import Change, compare_values
-from lmcore.tracking.store import flatten
 
 LOCK, PIPELINE, PARAMS = "dvc.lock", "dvc.yaml", "params.yaml"
 CODE_FOLDERS = ("lmcore", "stages")

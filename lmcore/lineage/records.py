@@ -14,8 +14,8 @@ from lmcore.errors import ArtifactError, LmcoreError
 from lmcore.files import derive_seed, fingerprint, named_path, read_json, sha256_file
 from lmcore.lineage.lock import Pipeline
 from lmcore.lineage.remedy import Mismatch, make_again
+from lmcore.params import flatten
 from lmcore.tokens.tokenized import find_changed_tokens
-from lmcore.tracking.store import flatten
 from lmcore.train.run import run_key
 
 RAW, TOKENS, TOKENIZER, MODEL, EXPORT = "data/raw", "data/tokens", "models/tokenizer", "models/gpt", "models/export"

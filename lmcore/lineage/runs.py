@@ -9,7 +9,8 @@ from lmcore.errors import ArtifactError, LmcoreError
 from lmcore.files import read_json
 from lmcore.lineage.records import NOT_IDENTITY
 from lmcore.lineage.remedy import Mismatch, make_again
-from lmcore.tracking.store import StoredRun, cut_param, flatten, legal_name
+from lmcore.params import flatten
+from lmcore.tracking.store import StoredRun, cut_param, legal_name
 from lmcore.train.run import run_key
 
 ROUNDING = 1e-6  # of the losses in lineage.json, which MLflow has in full

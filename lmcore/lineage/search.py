@@ -15,7 +15,8 @@ from lmcore.lineage.project import Project
 from lmcore.lineage.records import LINEAGE, MODEL
 from lmcore.lineage.remedy import Mismatch
 from lmcore.lineage.runs import read_identity
-from lmcore.tracking.store import StoredRun, flatten
+from lmcore.params import flatten
+from lmcore.tracking.store import StoredRun
 
 SEARCHED_COMMITS = 200  # of those that changed dvc.lock, the newest
 SECTIONS = ("model", "train")  # of the parameters, those that a run's key is made from

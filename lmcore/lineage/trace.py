@@ -24,7 +24,8 @@ from lmcore.lineage.runs import check_identity, compare_tracked, describe_run, r
 from lmcore.lineage.search import find_state
 from lmcore.lineage.steps import State, Step
 from lmcore.lineage.target import Target, find_target
-from lmcore.tracking.store import find_run, flatten, read_runs
+from lmcore.params import flatten
+from lmcore.tracking.store import find_run, read_runs
 
 NOTHING = Pipeline({}, {}, {})  # where no dvc.lock says what made what
 

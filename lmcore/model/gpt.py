@@ -16,7 +16,7 @@ from lmcore.model.attention import Mask, attend, mask_documents, number_document
 from lmcore.model.cache import Extension, KeyValueCache
 from lmcore.model.diffusion import FusedMask, Sight, spread_masks
 from lmcore.model.linear import Linear
-from lmcore.model.settings import ModelParams
+from lmcore.model.settings import NO_DIFFUSION, ModelParams
 
 
 def build_norm(params: ModelParams, width: int) -> nn.Module:
@@ -317,6 +317,14 @@ class GPT(nn.Module):
         if params.tie_embeddings:
             model.head.weight = model.token_embedding.weight
         return model.eval()
+
+    def without_masks(self) -> "GPT":
+        """The plain GPT that the model is but for the masks' input row, of the same weights."""
+        if self.params.diffusion.block_size is None:
+            return self
+        params = self.params.model_copy(update={"diffusion": NO_DIFFUSION})
+        weights = {name: weight for name, weight in self.state_dict().items() if name != "mask_embedding.weight"}
+        return GPT.of_weights(params, self.vocab_size, weights, end_of_text=self.end_of_text)
 
     def build_cache(self, rows: int, capacity: int, scratch: int = 0) -> KeyValueCache:
         """An empty cache for so many texts of at most `capacity` tokens, where the model is and of its type.

@@ -272,14 +272,9 @@ def require_known(values: Mapping[str, Any], params: ModelParams, architecture: 
 
 
 def named_weights(model: GPT, architecture: Architecture) -> dict[str, Tensor]:
-    """The weights under the architecture's names; a tied head is the embedding and has none of its own.
-
-    The input row of masks is left out: the rest is the plain GPT that the model is without them.
-    """
+    """The weights under the architecture's names; a tied head is the embedding and has none of its own."""
     named: dict[str, Tensor] = {}
     for name, weight in model.state_dict().items():
-        if name.startswith("mask_embedding."):
-            continue
         theirs = their_names(name, architecture)
         parts = weight.split(fused_rows(model.params, name)) if len(theirs) > 1 else [weight]
         named |= {their: turn(their, part) for their, part in zip(theirs, parts, strict=True)}

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.files import read_json
-from lmcore.params import read_params
+from lmcore.params import flatten, read_params
 from lmcore.progress import warn
 from lmcore.tracking.session import read_tracking
 from lmcore.tracking.store import (
     RUN_KEY_TAG,
     connect,
     explain,
-    flatten,
     has_store,
     legal_name,
     search_runs,

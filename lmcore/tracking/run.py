@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lmcore.files import read_json, write_json
-from lmcore.tracking.store import flatten
+from lmcore.params import flatten
 
 DESCRIPTION = "description.json"
 

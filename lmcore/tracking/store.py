@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import project_root
@@ -167,17 +167,6 @@ def _describe_run(run: "Run", experiment: str) -> StoredRun:
         tags=tags,
         datasets={each.dataset.name: each.dataset.digest for each in inputs},
     )
-
-
-def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested names become dotted: {"train": {"seed": 1}, "size": 2} -> {"train.seed": 1, "size": 2}."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}.{key}": inner for key, inner in flatten(value).items()}
-        else:
-            flat[name] = value
-    return flat
 
 
 def cut_param(value: object) -> str:

@@ -18,6 +18,7 @@ from lmcore.export.reference import import_transformers
 from lmcore.model.folder import load_model
 from lmcore.model.gpt import GPT
 from lmcore.model.hugging_face import named_weights
+from lmcore.model.settings import NO_DIFFUSION
 from lmcore.tokenizer.load import load_tokenizer
 
 FLOAT32 = ExportParams(name="tiny", dtype="float32", gguf=None)
@@ -63,6 +64,18 @@ def test_a_model_of_single_documents_is_exported_as_one(tmp_path: Path) -> None:
         torch.testing.assert_close(model(one)[0], theirs(one).logits, atol=1e-4, rtol=1e-4)
         two = torch.cat((one, one), dim=1)
         assert not torch.allclose(model(two)[0], theirs(two).logits, atol=1e-2)
+
+
+def test_a_model_with_masks_is_exported_without_them(tmp_path: Path) -> None:
+    masks = {**NO_DIFFUSION.model_dump(), "block_size": 4}
+    model = write_model(tmp_path / "gpt", {**MODERN, "diffusion": masks})
+    metrics = export_model(FLOAT32, tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={})
+    assert metrics["parameters"] == model.count_parameters() - model.params.d_model
+    theirs, report = load_with_transformers(tmp_path / "export")
+    assert not any(report.values()), report
+    prompt = torch.tensor([[1, 100, 101]])
+    with torch.inference_mode():
+        torch.testing.assert_close(model(prompt)[0], theirs(prompt).logits, atol=1e-4, rtol=1e-4)
 
 
 def continue_greedily(model: GPT, tokens: Tensor, count: int) -> list[list[int]]:

@@ -14,7 +14,7 @@ from lmcore.tracking.results import log_results
 from lmcore.tracking.run import describe_code
 from lmcore.tracking.session import track_run
 from lmcore.tracking.spool import SYSTEM
-from lmcore.tracking.store import StoredRun, connect, flatten, read_runs
+from lmcore.tracking.store import StoredRun, connect, read_runs
 
 MLFLOW = make_params("mlflow")
 
@@ -253,7 +253,3 @@ def test_the_code_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ):
         subprocess.run(["git", *command], check=True)
     assert len(describe_code()["git.commit"]) == 40
-
-
-def test_flatten() -> None:
-    assert flatten({"train": {"seed": 1}, "tokenizer": "ab"}) == {"train.seed": 1, "tokenizer": "ab"}

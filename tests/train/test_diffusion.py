@@ -8,7 +8,7 @@ from tiny import GPT2_MODEL, TINY_MODEL, TINY_TRAIN
 from torch import Tensor
 from training import Training
 
-from lmcore.errors import ArtifactError
+from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import read_json
 from lmcore.model import gpt, loss
 from lmcore.model.diffusion import Sight
@@ -16,6 +16,7 @@ from lmcore.model.folder import load_model
 from lmcore.model.gpt import GPT
 from lmcore.model.loss import LanguageModelLoss
 from lmcore.model.settings import ModelParams
+from lmcore.params import parse_section
 from lmcore.tokens.dataset import TokenDataset
 from lmcore.train.blocks import choose_blocks
 
@@ -171,3 +172,20 @@ def test_a_folder_without_the_masks_row_is_refused(training: Training) -> None:
     (folder / "config.json").write_text(config.replace('"block_size": 4', '"block_size": null'))
     with pytest.raises(ArtifactError, match="does not fit"):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block_size": 1}, r"model\.diffusion\.block_size=1: must be greater than or equal to 2"),
+        ({"block_size": 9}, r"model\.diffusion\.block_size=9: must be at most half of model\.context_length=16"),
+        ({"block_fraction": 0}, r"model\.diffusion\.block_fraction=0: must be greater than 0"),
+        ({"start_fraction": 1}, r"model\.diffusion\.start_fraction=1: must be less than 1"),
+        ({"blok_size": 4}, r"model\.diffusion\.blok_size=4: unknown key, did you mean model\.diffusion\.block_size\?"),
+    ],
+)
+def test_a_mistake_is_one_line(change: dict[str, object], message: str) -> None:
+    values = TINY_MODEL.model_dump()
+    values["diffusion"] |= change
+    with pytest.raises(ParameterError, match=f"^{message}"):
+        parse_section(ModelParams, "model", values)

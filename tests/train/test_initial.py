@@ -38,6 +38,23 @@ def test_the_weights_are_the_others_and_named(tmp_path: Path, dataset: TokenData
     assert origin == {"init_from": {"weights": weights, "run_key": "abc"}}
 
 
+def test_masks_come_and_go(tmp_path: Path, dataset: TokenDataset) -> None:
+    """A plain model gets the mean of all tokens for a mask, one with masks may lose them: the text's model is one."""
+    base, tokens = save_base(tmp_path / "base", dataset), torch.arange(12)[None]
+    masks = TINY_MODEL.model_copy(update={"diffusion": TINY_MODEL.diffusion.model_copy(update={"block_size": 4})})
+    model = GPT(masks, dataset.train.vocab_size, seed=9)
+    load_initial_weights(model, str(tmp_path / "base"), dataset.tokenizer)
+    assert torch.equal(model(tokens).logits, base(tokens).logits)
+    torch.testing.assert_close(model.mask_embedding.weight[0], base.token_embedding.weight.mean(dim=0))
+    save_model(tmp_path / "masks", model, {})
+    dataset.tokenizer.save(tmp_path / "masks")
+    plain, again = (GPT(params, dataset.train.vocab_size, seed=3) for params in (TINY_MODEL, masks))
+    for other in (plain, again):
+        load_initial_weights(other, str(tmp_path / "masks"), dataset.tokenizer)
+        assert torch.equal(other(tokens).logits, base(tokens).logits)
+    assert torch.equal(again.mask_embedding.weight, model.mask_embedding.weight)
+
+
 @pytest.mark.parametrize("params", [TINY_MODEL, GPT2_MODEL], ids=["qwen3", "gpt2"])
 def test_a_hugging_face_folder_is_as_good(tmp_path: Path, dataset: TokenDataset, params: ModelParams) -> None:
     base = GPT(params, dataset.train.vocab_size, seed=5)

@@ -113,6 +113,17 @@ def test_a_fine_tuning_learns_by_its_adapters_alone(
         assert torch.equal(found[name], weight) != is_adapted, name
 
 
+def test_the_masks_row_is_trained_too() -> None:
+    """The model that is adapted may never have seen a mask."""
+    masks = TINY_MODEL.model_copy(update={"diffusion": TINY_MODEL.diffusion.model_copy(update={"block_size": 4})})
+    model = make_adapted(masks)
+    LanguageModelLoss(model)(TOKENS, TOKENS, torch.tensor([[0, 4]])).total.backward()
+    row = model.mask_embedding.weight
+    assert row.grad is not None
+    assert row.grad.abs().sum() > 0
+    assert torch.equal(merge_adapters(model).mask_embedding.weight, row)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
