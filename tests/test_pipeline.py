@@ -154,3 +154,23 @@ def test_blocks_of_gpt2_and_documents_apart_go_the_whole_way(tmp_path: Path) -> 
     project.run("dvc", "repro")
     assert project.metrics("export")["architecture"] == "GPT2LMHeadModel"
     assert project.metrics("export")["max_abs_logit_difference"] < 1e-4
+
+
+@finished_once
+@pytest.mark.slow
+def test_masks_guess_the_whole_way(finished: Project, tmp_path: Path) -> None:
+    """As the documentation has it: from parameters to samples that are the same ones with every decoder."""
+    project = finished.copy(tmp_path / "masks")
+    settings = ["-S", "model.diffusion.block_size=2", "-S", "model.diffusion.start_fraction=0.0"]
+    project.run("dvc", "exp", "run", *settings, "-S", "sample.decoder=tidar")
+    assert {"val_diffusion_loss_1", "val_diffusion_loss_2"} <= project.metrics("train").keys()
+    guessed = project.metrics("sample")
+    assert guessed["tokens"] == sum(tokens * guessed.get(f"forwards_of_{tokens}", 0) for tokens in (1, 2))
+    samples = (project.folder / "reports" / "samples" / "samples.jsonl").read_text()
+    assert project.metrics("export")["max_abs_logit_difference"] < 1e-4
+    told = project.run("python", "-m", "lmcore", "sample", "--decoder", "tidar-one-forward")
+    assert "the cat" in told
+    project.run("dvc", "exp", "run", *settings, "-S", "sample.decoder=plain", "sample")
+    assert (project.folder / "reports" / "samples" / "samples.jsonl").read_text() == samples
+    refused = project.run("python", "-m", "lmcore", "sample", "--decoder", "tidar", "--draft-tokens", "3", fails=True)
+    assert "error: sample.draft_tokens=3: sample.decoder=tidar has drafts of its own" in refused
