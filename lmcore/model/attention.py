@@ -38,10 +38,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Mask | None = Non
         return torch.cat((seen, attend(*masks, mask=mask.masks, dropout=dropout)), dim=2)
     if isinstance(mask, BlockMask):
         assert dropout == 0.0, "FlexAttention has no dropout"
+        # A part of a longer tensor as the query gave wrong numbers within a compiled block (torch 2.13 on a CPU).
         attend_sparsely = cast(Callable[..., Any], flex_attention)
         if not torch.compiler.is_compiling():
             attend_sparsely = compile_flex_attention()
-        mixed: Tensor = attend_sparsely(query, key, value, block_mask=mask, enable_gqa=key.shape[1] != query.shape[1])
+        mixed: Tensor = attend_sparsely(
+            query.contiguous(), key, value, block_mask=mask, enable_gqa=key.shape[1] != query.shape[1]
+        )
         return mixed
     time = query.shape[2]
     is_plain = key.shape[2] == time and dropout == 0.0 and cut_into_blocks(time)

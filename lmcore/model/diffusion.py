@@ -64,7 +64,11 @@ class Sight:
     def sparsely(self) -> BlockMask:
         """The same for FlexAttention, which leaves out what nobody sees."""
         batch, device = len(self.last), self.last.device
-        return create_block_mask(self, batch, None, self.count, self.time + self.count, device=str(device))
+
+        def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return self(batch, head, query, key)
+
+        return create_block_mask(sees, batch, None, self.count, self.time + self.count, device=str(device))
 
 
 @lru_cache(maxsize=64)

@@ -9,9 +9,9 @@ from tiny import GPT2_MODEL, TINY_MODEL, disturb
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from lmcore.model import attention, diffusion, gpt
+from lmcore.model import attention, gpt
 from lmcore.model.attention import attend
-from lmcore.model.diffusion import Layout, Sight, lay_out, spread_masks
+from lmcore.model.diffusion import FusedMask, Layout, Sight, lay_out, spread_masks
 from lmcore.model.gpt import GPT
 from lmcore.model.settings import ModelParams
 
@@ -106,7 +106,7 @@ class SeesEarlierMasks(Sight):
 def attend_by_blocks(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
     """BD3LM's text, causal by blocks: it gives away what the next token is."""
     mask = options["mask"]
-    if isinstance(mask, diffusion.FusedMask):
+    if isinstance(mask, FusedMask):
         place = torch.arange(mask.text_length) // SIZE
         options["mask"] = mask._replace(text=place <= place[:, None])
     return attend(query, key, value, **options)
@@ -243,6 +243,24 @@ def test_flex_attention_sees_the_same(documents: Tensor | None, monkeypatch: pyt
     torch.testing.assert_close(
         attend(query, key, value, mask=sparse), attend(query, key, value, mask=dense), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_compiled_flex_attention_sees_the_same() -> None:
+    """T7, as a card has it: within a compiled module, behind the text's rows, with new blocks each time."""
+
+    class Module(torch.nn.Module):
+        def forward(self, *heads: Tensor, mask: FusedMask) -> Tensor:
+            return attend(*heads, mask=mask)
+
+    module = Module()
+    module.compile()
+    heads = [torch.randn(2, count, 96, 16, generator=torch.Generator().manual_seed(count)) for count in (4, 2, 2)]
+    for blocks in ([[0, 40], [30, 10]], [[5, 20], [3, 1]]):
+        sight = Sight(torch.tensor(blocks), 16, 64, None)
+        ours, expected = (FusedMask(None, way(), 64) for way in (sight.sparsely, sight.densely))
+        torch.testing.assert_close(module(*heads, mask=ours), attend(*heads, mask=expected), rtol=1e-5, atol=1e-5)
 
 
 def test_rows_of_the_call_that_people_know_stand_for_its_targets(name: str) -> None:
