@@ -135,7 +135,7 @@ def run_loop(setup: Setup, root: Path, *, saving: bool) -> tuple[float, float]:
             setup.hardware,
             World(),
             step=0,
-            validate=lambda _: NoLoss(),
+            validate=lambda *_, **__: NoLoss(),
             run=run,
             checkpoints=checkpoints,
             progress=stopwatch,

@@ -137,6 +137,10 @@ def _find_unfinished_runs(runs: Path, values: Mapping[str, Any]) -> Iterator[Fin
         remove = f"rm -r runs/{folder.name}"
         try:
             identity = read_json(path, remove)
+            if identity["model"].keys() != current["model"].keys():
+                text = f"runs/{folder.name} stopped at step {step} in another version of lmcore and does not go on"
+                yield Finding(text, remove, needs_user=True)
+                continue
             wanted = compare_values(current, {section: identity[section] for section in current})
         except (LmcoreError, KeyError, AttributeError):
             yield Finding(f"runs/{folder.name}/identity.json is damaged", remove, needs_user=True)

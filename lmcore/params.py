@@ -25,6 +25,7 @@ RULES = {
     "string_type": "text",
     "string_too_short": "text of at least one character",
     "list_type": "a list",
+    "model_type": "a section with its keys",
     "dict_type": "names with their values, as {one: 0.7, two: 0.3}",
     "too_short": "one entry or more",
 }

@@ -88,13 +88,24 @@ def overlay_values(values: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     result = {**values}
     for section, changed in recipe.overlay.items():
         present = values.get(section)
-        result[section] = {**(present if isinstance(present, dict) else {}), **changed}
+        result[section] = _lay_over(present if isinstance(present, dict) else {}, changed, SECTIONS[section])
     try:
         for section, kind in SECTIONS.items():
             parse_section(kind, section, result.get(section))
         measure_size(result)
     except LmcoreError as error:
         raise ParameterError(f"recipe {recipe.name} over params.yaml: {error}") from None
+    return result
+
+
+def _lay_over(values: Mapping[str, Any], changed: Mapping[str, Any], kind: type[Section]) -> dict[str, Any]:
+    """`values` with the changed ones; of a section within the section too, some keys may be given."""
+    result = {**values, **changed}
+    for key, field in kind.model_fields.items():
+        inner, before = field.annotation, values.get(key)
+        is_section = isinstance(inner, type) and issubclass(inner, Section)
+        if is_section and isinstance(before, dict) and isinstance(changed.get(key), dict):
+            result[key] = {**before, **changed[key]}
     return result
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ PLAIN_TEXT = re.compile(r"(?!(?:true|false|null|yes|no|on|off|y|n)$)[a-z][\w./-]
 
 @dataclass(frozen=True)
 class Change:
-    """A key that gets another value."""
+    """A key that gets another value; `key` is dotted where it is within a section of the section."""
 
     section: str
     key: str
@@ -36,13 +36,20 @@ class Change:
 
 def compare_values(old: Values, new: Values) -> list[Change]:
     """What differs between `old` and `new`, for every key of every section of `new`."""
-    changes = []
-    for section, values in new.items():
-        before = old.get(section) or {}
-        for key, value in values.items():
-            if key not in before or not _equal(before[key], value):
-                changes.append(Change(section, key, before.get(key), value))
-    return changes
+    return [
+        change
+        for section, values in new.items()
+        for change in _compare_keys(section, "", old.get(section) or {}, values)
+    ]
+
+
+def _compare_keys(section: str, prefix: str, old: Values, new: Values) -> Iterator[Change]:
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping) and value.keys() == before.keys():
+            yield from _compare_keys(section, f"{prefix}{key}.", before, value)
+        elif key not in old or not _equal(before, value):
+            yield Change(section, f"{prefix}{key}", before, value)
 
 
 def _equal(old: object, new: object) -> bool:
@@ -78,12 +85,13 @@ def rewrite(text: str, changes: Sequence[Change]) -> str:
     column = _comment_column(text)
     edits = []
     for change in changes:
-        if change.key not in sections.get(change.section, {}):
+        found = _find(sections.get(change.section, {}), change.key)
+        if found is None:
             raise ParameterError(
                 f"params.yaml has no {change.section}.{change.key}: write the line "
                 f"`{change.key}: {_spell(change.new)}` in its section {change.section}"
             )
-        edits.append(_edit(text, *sections[change.section][change.key], change.new, column))
+        edits.append(_edit(text, *found, change.new, column))
     for start, end, replacement in sorted(edits, reverse=True):
         text = text[:start] + replacement + text[end:]
     return text
@@ -94,11 +102,23 @@ def _holds(rewritten: str, text: str, changes: Sequence[Change]) -> bool:
     yaml = YAML(typ="safe", pure=True)
     wanted = yaml.load(text)
     for change in changes:
-        wanted[change.section][change.key] = change.new
+        place = wanted[change.section]
+        *outer, last = change.key.split(".") if change.key not in place else [change.key]
+        for name in outer:
+            place = place[name]
+        place[last] = change.new
     try:
         return bool(yaml.load(rewritten) == wanted)
     except YAMLError:
         return False
+
+
+def _find(nodes: Mapping[str, tuple[Node, Node]], key: str) -> tuple[Node, Node] | None:
+    """The nodes, key and value, of a key that may be dotted."""
+    if key in nodes:
+        return nodes[key]
+    outer, _, inner = key.partition(".")
+    return _find(_children(nodes[outer][1]), inner) if inner and outer in nodes else None
 
 
 def _children(section: Node) -> Mapping[str, tuple[Node, Node]]:

@@ -31,7 +31,7 @@ def main() -> None:
         origin = load_initial_weights(model, params.init_from, dataset.tokenizer)
         batches = open_batches(params, model_params.context_length, dataset, world)
         measure = partial(measure_loss, shards=dataset.validation, byte_lengths=dataset.tokenizer.byte_lengths)
-        validate = partial(measure, windows=params.eval_windows, batch_size=hardware.micro_batch_size, slots=True)
+        validate = partial(measure, windows=params.eval_windows, batch_size=hardware.micro_batch_size)
         run_training(model, params, hardware, dataset, batches, world, origin=origin, validate=validate, track=track)
 
 

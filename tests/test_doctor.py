@@ -171,6 +171,13 @@ class TestRuns:
         assert problem.remedy == f"{command}, or rm -r runs/{key}"
         assert "at step 0" in problem.text
 
+    def test_one_of_another_version_does_not_go_on(self, project: Path) -> None:
+        model = {key: value for key, value in IDENTITY["model"].items() if key != "diffusion"}
+        self.start(project, {**IDENTITY, "model": model})
+        [problem] = [finding for finding in found(project) if "runs/" in finding.text]
+        assert "in another version of lmcore and does not go on" in problem.text
+        assert (problem.remedy or "").startswith("rm -r runs/")
+
     def test_a_mixture_is_spelt_for_dvc(self, project: Path) -> None:
         """Which adds to the names that are there, unless the key is emptied first."""
         mixed = {"stdlib": 0.7, "tinyshakespeare": 0.3}

@@ -332,6 +332,17 @@ class TestRewriting:
         assert other == "a:\n  x:    # names\n    own: 1\n  y: 3  # two\n"
         assert rewrite("a:\n  x: {p: 1}  # one\n", [Change("a", "x", {"p": 1}, None)]) == "a:\n  x:         # one\n"
 
+    def test_a_section_within_a_section_is_changed_key_by_key(self, params: Path, tmp_path: Path) -> None:
+        before = params.read_text()
+        recipe = recipe_of(tmp_path, "# Masks.\nmodel:\n  diffusion:\n    block_size: 4\n")
+        apply_recipe(recipe, params)
+        changed = [line for line in params.read_text().splitlines() if line not in before.splitlines()]
+        assert len(changed) == 1
+        assert re.match(r"    block_size: 4 +# masks in a block", changed[0])
+        back = recipe_of(tmp_path, "# None.\nmodel:\n  diffusion:\n    block_size:\n")
+        apply_recipe(back, params)
+        assert params.read_text() == before
+
     def test_a_comment_keeps_its_column_if_there_is_room(self) -> None:
         text = "a:\n  x: 1      # one\n  y: 2      # two\n"
         assert rewrite(text, [Change("a", "x", 1, 123456)]) == "a:\n  x: 123456 # one\n  y: 2      # two\n".replace(

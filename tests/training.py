@@ -57,14 +57,14 @@ class Training:
         model = GPT(model_params, train.vocab_size, params.seed, end_of_text=train.end_of_text)
         batches = open_batches(params, model_params.context_length, self.dataset, World())
 
-        def validate(trained: GPT) -> Loss:
+        def validate(trained: GPT, *, slots: bool) -> Loss:
             self.validations += 1
             if self.validations == signal_at_validation:
                 os.kill(os.getpid(), signal.SIGTERM)
             if self.validations == die_at_validation:
                 raise KilledError
             lengths = self.dataset.tokenizer.byte_lengths
-            return measure_loss(trained, self.dataset.validation, lengths, params.eval_windows, 4, slots=True)
+            return measure_loss(trained, self.dataset.validation, lengths, params.eval_windows, 4, slots=slots)
 
         hardware = on_cpu(micro_batch_size)
         run_training(

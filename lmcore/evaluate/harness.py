@@ -45,6 +45,7 @@ NEUTRAL: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "stop": None,
     "draft_tokens": None,
+    "decoder": "plain",
     "weights": "float32",
     "seed": 0,
 }

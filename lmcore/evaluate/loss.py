@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from lmcore.errors import ArtifactError, DataError
+from lmcore.model.diffusion import spread_masks
 from lmcore.model.gpt import GPT
 from lmcore.tokens.batches import fixed_windows
 from lmcore.tokens.shards import TokenShards
@@ -84,30 +85,31 @@ def measure_loss(
 
 @torch.inference_mode()
 def measure_slots(model: GPT, shards: TokenShards, windows: int | None, batch_size: int) -> tuple[float, ...]:
-    """What the masks of a model pay for each place in a block, over the whole blocks of the windows; () without masks.
+    """What the masks of a model pay for each place in a block; () without masks.
 
+    In every window by as many blocks as training has, spread evenly: no more memory than a step, and the text once.
     Raises DataError where no window holds a block.
     """
-    size, device = model.params.diffusion.block_size, model.token_embedding.weight.device
+    params, device = model.params, model.token_embedding.weight.device
+    size = params.diffusion.block_size
     if size is None:
         return ()
     was_training = model.training
     model.eval()
     sums, count = torch.zeros(size, dtype=torch.float64), 0
-    for batch in _stack(fixed_windows(shards, model.params.context_length, windows), batch_size):
+    for batch in _stack(fixed_windows(shards, params.context_length, windows), batch_size):
         rows = torch.from_numpy(batch).to(device)
         time = rows.shape[1] - 1
-        blocks = torch.arange(0, time - size, size, device=device).expand(len(rows), -1)
-        if blocks.shape[1] == 0:
+        if time <= size:
             continue
+        places = torch.linspace(0, time - 1 - size, params.trained_blocks, dtype=torch.int64, device=device)
+        blocks = places.expand(len(rows), -1)
         hidden = model.hidden(rows[:, :-1], blocks=blocks)[:, time:]  # (B, N, D)
-        targets = rows[:, 1 : 1 + hidden.shape[1]]
-        losses = [
-            F.cross_entropy(model.logits(row).float(), target, reduction="none")
-            for row, target in zip(hidden, targets, strict=True)
-        ]
-        places = torch.stack(losses).cpu().double().view(-1, size)
-        sums, count = sums + places.sum(dim=0), count + len(places)
+        targets = rows.gather(1, spread_masks(blocks, size))
+        for guesses, target in zip(hidden, targets, strict=True):
+            losses = F.cross_entropy(model.logits(guesses).float(), target, reduction="none")
+            sums += losses.cpu().double().view(-1, size).sum(dim=0)
+        count += blocks.numel()
     model.train(was_training)
     if not count:
         raise DataError(f"no validation window holds model.diffusion.block_size={size} tokens: make it smaller")

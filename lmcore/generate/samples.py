@@ -57,7 +57,10 @@ def open_decoder(
     require_vocabulary(model, tokenizer)
     params = model.params
     capacity = min(params.context_length, longest or params.context_length)
-    row_bytes = 2 * params.n_layers * capacity * params.kv_heads * params.head_width * 4
+    size, is_fused = params.diffusion.block_size or 0, kind == "tidar-one-forward"
+    masks = size * (size if is_fused else 1)
+    row_bytes = 2 * params.n_layers * (capacity + masks) * params.kv_heads * params.head_width * 4
+    row_bytes = max(row_bytes, 4 * (masks + size) * model.vocab_size if is_fused else 0)  # and of a row's scores
     options: dict[str, Any] = {
         "batch": max(1, min(batch, CACHE_BYTES // row_bytes)),
         "end_of_text": tokenizer.end_of_text,

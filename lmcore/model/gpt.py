@@ -140,6 +140,10 @@ class Output(tuple[Tensor, Tensor | None]):
         output.__dict__.update(names, logits=logits, loss=loss)
         return output
 
+    def __getnewargs__(self) -> tuple[Tensor, Tensor | None]:
+        """What `__new__` takes, for copies."""
+        return self.logits, self.loss
+
 
 class GPT(nn.Module):
     """A causal language model: embeddings, blocks, final norm, head.
@@ -249,7 +253,9 @@ class GPT(nn.Module):
         return number_documents(tokens, self.end_of_text)
 
     def _fuse_mask(self, tokens: Tensor, text: Tensor | None, sight: Sight) -> FusedMask:
-        is_flexible = tokens.device.type == "cuda" and not (self.training and self.params.dropout)
+        """FlexAttention on a card, in training: it has no dropout and takes no narrow heads, and pays when compiled."""
+        has_kernel = self.params.head_width >= 16 and not self.params.dropout
+        is_flexible = tokens.device.type == "cuda" and self.training and has_kernel
         return FusedMask(text, sight.sparsely() if is_flexible else sight.densely(), tokens.shape[1])
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -5,11 +5,21 @@ from torch import Tensor
 
 from lmcore.files import derive_seed
 from lmcore.model.settings import DiffusionParams, ModelParams
+from lmcore.train.schedule import Schedule
 
 
 def find_diffusion_start(diffusion: DiffusionParams, steps: int) -> int:
     """The first step, of `steps`, with blocks of masks; all before are those of a GPT."""
     return steps if diffusion.block_size is None else round(diffusion.start_fraction * steps)
+
+
+def find_trunk(schedule: Schedule, diffusion: DiffusionParams) -> int | None:
+    """The step up to which a longer run is the same: `schedule.trunk`, or the first block where that comes before.
+
+    From the first step on masks are the same in both.
+    """
+    start = find_diffusion_start(diffusion, schedule.steps)
+    return schedule.trunk if schedule.trunk is None or not start else min(schedule.trunk, start)
 
 
 def choose_blocks(model: ModelParams, seed: int, step: int, steps: int, batch_size: int) -> Tensor | None:

@@ -9,7 +9,7 @@ from lmcore.files import read_json, write_file, write_json
 from lmcore.model.settings import DiffusionParams
 from lmcore.progress import say
 from lmcore.tokens.batches import Batches
-from lmcore.train.blocks import find_diffusion_start
+from lmcore.train.blocks import find_trunk
 from lmcore.train.run import PREVIOUS
 from lmcore.train.schedule import Schedule, plan_schedule
 from lmcore.train.settings import LENGTHS, TrainParams
@@ -43,11 +43,9 @@ def _shared_step(other: Path, identity: dict[str, Any], schedule: Schedule, batc
         return 0
     params = TrainParams.model_validate(theirs["train"])
     planned = plan_schedule(params, batches.context_length, batches.tokens)
-    assert planned.trunk is not None
-    assert schedule.trunk is not None
     diffusion = DiffusionParams.model_validate(identity["model"]["diffusion"])
-    starts = [find_diffusion_start(diffusion, each.steps) for each in (planned, schedule)]
-    last = min(planned.trunk, schedule.trunk, *(starts if starts[0] != starts[1] else ()))
+    trunks = [find_trunk(each, diffusion) for each in (planned, schedule)]
+    last = min(trunk for trunk in trunks if trunk is not None)
     if last == planned.steps and (last % params.log_every or last % params.eval_every):
         last -= 1  # a run's last step is logged and validated out of turn, which a longer run's is not
     steps = [int(seal.stem.removeprefix("step-")) for seal in (other / "checkpoints").glob("step-*.json")]

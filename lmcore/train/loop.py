@@ -12,10 +12,9 @@ from torch import Tensor
 from lmcore.distributed import World, split_batch
 from lmcore.hardware import Hardware
 from lmcore.machine import peak_memory_bytes
-from lmcore.model.gpt import GPT
 from lmcore.progress import TrainingProgress
 from lmcore.tokens.batches import Batches
-from lmcore.train.blocks import choose_blocks
+from lmcore.train.blocks import choose_blocks, find_trunk
 from lmcore.train.checkpoint import Checkpoints
 from lmcore.train.health import report_spike, require_few_skipped, require_finite
 from lmcore.train.interrupt import Interrupt
@@ -43,7 +42,7 @@ class ValidationLoss(Protocol):
         """Nats per token of the masks at each place of a block; empty without masks."""
 
 
-Validate = Callable[[GPT], ValidationLoss]
+Validate = Callable[..., ValidationLoss]  # of a model; `slots` asks for those of its masks too
 ChooseBlocks = Callable[..., Tensor | None]  # `choose_blocks` of a model, a seed and a number of steps
 
 
@@ -68,6 +67,7 @@ def train(
     saved.
     """
     saved_at = time.monotonic()
+    trunk = find_trunk(schedule, state.model.params.diffusion)
     choose = partial(choose_blocks, state.model.params, params.seed, steps=schedule.steps)
     batch = load_batch(batches, choose, step, hardware, world)
     while step < schedule.steps:
@@ -87,7 +87,7 @@ def train(
             record |= {"learning_rate": learning_rate, "gradient_norm": norm.item()}
         progress.count_step(step)
         if step % params.eval_every == 0 or is_last:
-            record |= measure(state, validate, hardware, step)
+            record |= measure(state, validate, hardware, step, slots=batch.blocks is not None)
         if len(record) > 2 and run is not None:
             report_spike(run.records, record)
             run.log(record, **progress.speed, peak_memory_bytes=peak_memory_bytes())
@@ -95,11 +95,11 @@ def train(
 
         # Once in a while, at the end and when asked to leave: save. A checkpoint must not know more than the log.
         leaving = world.max(interrupt.signal or 0)
-        if is_last or leaving or step == schedule.trunk or world.any(is_checkpoint_due(params, step, saved_at)):
+        if is_last or leaving or step == trunk or world.any(is_checkpoint_due(params, step, saved_at)):
             require_few_skipped(state, params, step, loss, norm)
             tensors = state.collect()
             if run is not None and run.flush():
-                checkpoints.save(step, tensors, val_loss=record.get("val_loss"), is_trunk=step == schedule.trunk)
+                checkpoints.save(step, tensors, val_loss=record.get("val_loss"), is_trunk=step == trunk)
             saved_at = time.monotonic()
         if leaving and not is_last:
             raise SystemExit(128 + leaving)
@@ -133,15 +133,16 @@ def name_slots(name: str, slots: Sequence[float]) -> Record:
     return {name: statistics.fmean(slots), **{f"{name}_{place}": loss for place, loss in enumerate(slots, 1)}}
 
 
-def measure(state: TrainState, validate: Validate, hardware: Hardware, step: int) -> Record:
+def measure(state: TrainState, validate: Validate, hardware: Hardware, step: int, *, slots: bool) -> Record:
     """The validation loss of the weights, or of their moving average if there is one, as entries of a record.
 
+    With `slots` also that of the masks, which before their first step would say nothing.
     Every process measures the same: it takes no longer than if the others waited.
     """
     # As written: another batch size and no gradient would be compiled anew.
     eager = torch.compiler.set_stance("force_eager")
     with state.averaged(), whole_weights(state.objective), hardware.autocast(), eager:
-        measured = validate(state.model)
+        measured = validate(state.model, slots=slots)
     require_finite(measured.loss, "the validation loss", step)
     losses = {"val_loss": measured.loss, "bits_per_byte": measured.bits_per_byte}
     return {**losses, **name_slots("val_diffusion_loss", measured.slots)}

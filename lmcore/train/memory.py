@@ -167,7 +167,8 @@ def _block_bytes(params: ModelParams, precision: Precision, device: str, compile
     and again in b, where it is compiled in blocks. Elsewhere a document mask is kept as numbers, b T x T for all heads
     together, and on a card keys and values b 2 (Q - K W) for the heads that share them.
 
-    Masks (TiDAR) are tokens behind the text; what they may see is kept as numbers too, but for FlexAttention on a card.
+    Masks (TiDAR) are tokens behind the text; what they may see is kept as numbers too, but for FlexAttention on a card,
+    which has no dropout.
     """
     masks = params.trained_masks
     time, queries, keys = params.context_length, params.n_heads * params.head_width, params.kv_heads * params.head_width
@@ -188,7 +189,7 @@ def _block_bytes(params: ModelParams, precision: Precision, device: str, compile
     elif params.document_mask:
         squares = product * time**2
         attention += 0 if device == "cpu" else 2 * product * (queries - keys)
-    if masks and device == "cpu":
+    if masks and (device != "cuda" or params.dropout):
         squares += (3 * FP32 * params.n_heads if params.dropout else product) * masks * (time + masks)
     return (time + masks) * (2 * _norm_bytes(params, product) + attention + mlp + dropout) + squares
 

@@ -245,6 +245,7 @@ def plan_hardware(
     claim_device(request, settings, params.batch_size)
     context, vocab_size = model_params.context_length, dataset.tokenizer.vocab_size
     tokens = plan_schedule(params, context, dataset.train.tokens).steps * params.batch_size * context
+    tokens = round(tokens * (1 + model_params.masks_per_token))
     flops = estimate_flops(GPT.outline(model_params, vocab_size).count_parameters(), tokens)
     hardware = resolve_hardware(request, settings, params.batch_size, context, flops)
     ema = params.ema_decay is not None
@@ -262,7 +263,8 @@ def settle_hardware(model: GPT, hardware: Hardware, schedule: Schedule, batches:
 
     While the main process measures, the others wait.
     """
-    flops = estimate_flops(model.count_parameters(), schedule.steps * batches.tokens_per_step)
+    tokens = schedule.steps * batches.tokens_per_step * (1 + model.params.masks_per_token)
+    flops = estimate_flops(model.count_parameters(), round(tokens))
     if world.is_main and flops > MEASURE_PEAK_FLOPS:
         peak = measure_peak_flops(hardware.device, hardware.precision) * world.size
         hardware = replace(hardware, peak_flops=peak)

@@ -16,16 +16,21 @@ from tiny import TINY_MODEL, TINY_TRAIN
 from lmcore.distributed import World
 from lmcore.hardware import Hardware
 from lmcore.model.gpt import GPT
+from lmcore.train.blocks import choose_blocks
 from lmcore.train.session import build_state
 from lmcore.train.step import Batch, accumulate_gradients, update_weights
 
 hardware = Hardware("cpu", "cpu", "fp32", 16, compile=sys.argv[1] == "compiled", compile_reason="a test", threads=2)
 params = TINY_MODEL.model_copy(update={"context_length": 256, "document_mask": sys.argv[2] == "masked"})
+if sys.argv[2] == "guessing":  # from the third step on
+    diffusion = params.diffusion.model_copy(update={"block_size": 4, "start_fraction": 0.5})
+    params = params.model_copy(update={"diffusion": diffusion})
 model = GPT(params, 50, seed=1, end_of_text=0)
 state = build_state(model, TINY_TRAIN, hardware, World())
 windows = torch.randint(50, (16, 257), generator=torch.Generator().manual_seed(1))
 for step in range(4):
-    loss = accumulate_gradients(state, Batch(windows), step, TINY_TRAIN, hardware, World())
+    batch = Batch(windows, choose_blocks(params, 1, step, 4, 16))
+    loss = accumulate_gradients(state, batch, step, TINY_TRAIN, hardware, World())
     update_weights(state, loss.total, 0.01, TINY_TRAIN)
 weights = b"".join(weight.detach().numpy().tobytes() for weight in model.parameters())
 print(hashlib.sha256(weights).hexdigest(), loss.total.item())
@@ -46,8 +51,9 @@ def train(mode: str, mask: str) -> tuple[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="compiling needs a C++ compiler")
-@pytest.mark.parametrize("mask", ["unmasked", "masked"])
+@pytest.mark.parametrize("mask", ["unmasked", "masked", "guessing"])
 def test_compiled_is_deterministic_and_computes_the_same(mask: str) -> None:
+    """With a mask of documents, and with masks that guess, which come half-way."""
     (first, loss), (second, _) = train("compiled", mask), train("compiled", mask)
     assert first == second
     assert loss == pytest.approx(train("eager", mask)[1], rel=1e-5)

@@ -9,6 +9,7 @@ from torch import Tensor
 from training import Training
 
 from lmcore.errors import ArtifactError, ParameterError
+from lmcore.evaluate.loss import measure_loss
 from lmcore.files import read_json
 from lmcore.model import gpt, loss
 from lmcore.model.diffusion import Sight
@@ -127,6 +128,7 @@ def test_both_losses_and_each_places_are_logged(training: Training) -> None:
     records = training.steps()
     names = {"diffusion_loss", *(f"diffusion_loss_{place}" for place in range(1, SIZE + 1))}
     assert [names <= record.keys() for record in records] == [False] * 6 + [True] * 6
+    assert ["val_diffusion_loss" in record for record in records] == [step in (8, 12) for step in range(1, 13)]
     assert not names & records[5].keys()
     last = records[-1]
     places = [last[f"diffusion_loss_{place}"] for place in range(1, SIZE + 1)]
@@ -162,6 +164,34 @@ def test_further_ahead_is_harder(training: Training, tmp_path: Path, monkeypatch
     other.run(params=LONGER, model_params=with_masks(wide))
     last = other.steps()[-1]
     assert last["val_diffusion_loss_1"] < last["val_loss"] - 0.5
+
+
+@pytest.mark.parametrize(("start_fraction", "step"), [(0.25, 3), (0.0, 6), (0.9, 6)])
+def test_a_longer_run_branches_off_before_the_first_block(
+    start_fraction: float, step: int, training: Training, tmp_path: Path
+) -> None:
+    """From there on the two differ, unless both have masks from the beginning; and its checkpoint is kept."""
+    params, model = TINY_TRAIN.model_copy(update={"schedule": "wsd"}), with_masks(start_fraction=start_fraction)
+    long = params.model_copy(update={"max_steps": 20})
+    training.run(params=params, model_params=model)
+    training.run(params=long, model_params=model)
+    (branch,) = (training.folder / "runs").glob("*/branch.json")
+    assert read_json(branch, "")["step"] == step
+    other = Training(tmp_path / "other", training.dataset, training.monkeypatch)
+    other.run(params=long, model_params=model)
+    weights = [(each.folder / "models" / "gpt" / "model.safetensors").read_bytes() for each in (training, other)]
+    assert weights[0] == weights[1]
+
+
+def test_windows_too_short_for_a_block_are_passed_over(dataset: TokenDataset) -> None:
+    """The last window of a split may hold any number of tokens."""
+    model = GPT(with_masks(), dataset.train.vocab_size, 1)
+    shards, lengths = dataset.validation, dataset.tokenizer.byte_lengths
+    for context_length in range(9, 17):
+        model.params = model.params.model_copy(update={"context_length": context_length})
+        measured = measure_loss(model, shards, lengths, windows=None, batch_size=4, slots=True)
+        assert len(measured.slots) == SIZE
+        assert all(5 < loss < 6 for loss in measured.slots)
 
 
 def test_a_folder_without_the_masks_row_is_refused(training: Training) -> None:

@@ -90,8 +90,10 @@ def test_a_fine_tuning_learns_by_its_adapters_alone(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
 
-    def validate(model: GPT) -> Loss:
-        return measure_loss(model, dataset.validation, dataset.tokenizer.byte_lengths, windows=32, batch_size=4)
+    def validate(model: GPT, *, slots: bool = False) -> Loss:
+        return measure_loss(
+            model, dataset.validation, dataset.tokenizer.byte_lengths, windows=32, batch_size=4, slots=slots
+        )
 
     def train(model: GPT, params: TrainParams, **origin: object) -> GPT:
         hardware = Hardware("cpu", "cpu", "fp32", 4, compile=False, compile_reason="a test", threads=1)
