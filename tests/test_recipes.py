@@ -80,10 +80,8 @@ class TestOfTheProject:
         whole = {"model", "train", "train_tokenizer"}
         assert everything >= keys({section: COMMITTED[section] for section in whole})
         for recipe in RECIPES:
-            assert keys({"download": recipe.overlay.get("download", {})}) in (
-                set(),
-                keys({"download": COMMITTED["download"]}),
-            )
+            corpus = keys({"download": recipe.overlay.get("download", {})})
+            assert corpus in (set(), keys({"download": COMMITTED["download"]}))
             assert "hardware" not in recipe.overlay, "a recipe is for every machine"
 
     def test_small_is_what_a_fresh_clone_has(self) -> None:
@@ -205,7 +203,7 @@ class TestApplying:
         changed = [line for line in after if line not in before and not line.startswith("    - ")]
         assert len(changed) <= len(scalars)
         for line in changed:
-            assert line.split(":")[0].strip() in {change.key for change in scalars}
+            assert line.split(":")[0].strip() in {change.key.rpartition(".")[2] for change in scalars}
 
     @each_recipe
     def test_twice_changes_nothing_and_there_is_a_way_back(self, recipe: Recipe, params: Path) -> None:
@@ -332,15 +330,12 @@ class TestRewriting:
         assert other == "a:\n  x:    # names\n    own: 1\n  y: 3  # two\n"
         assert rewrite("a:\n  x: {p: 1}  # one\n", [Change("a", "x", {"p": 1}, None)]) == "a:\n  x:         # one\n"
 
-    def test_a_section_within_a_section_is_changed_key_by_key(self, params: Path, tmp_path: Path) -> None:
+    def test_a_section_within_a_section(self, params: Path, tmp_path: Path) -> None:
         before = params.read_text()
-        recipe = recipe_of(tmp_path, "# Masks.\nmodel:\n  diffusion:\n    block_size: 4\n")
-        apply_recipe(recipe, params)
-        changed = [line for line in params.read_text().splitlines() if line not in before.splitlines()]
-        assert len(changed) == 1
-        assert re.match(r"    block_size: 4 +# masks in a block", changed[0])
-        back = recipe_of(tmp_path, "# None.\nmodel:\n  diffusion:\n    block_size:\n")
-        apply_recipe(back, params)
+        apply_recipe(recipe_of(tmp_path, "# Masks.\nmodel: {diffusion: {block_size: 4}}\n"), params)
+        changed = {*params.read_text().splitlines()} - {*before.splitlines()}
+        assert re.match(r"    block_size: 4 +# masks in a block", *changed)
+        apply_recipe(recipe_of(tmp_path, "# None.\nmodel: {diffusion: {block_size: }}\n"), params)
         assert params.read_text() == before
 
     def test_a_comment_keeps_its_column_if_there_is_room(self) -> None:
