@@ -20,7 +20,7 @@ class DiffusionParams(Section):
     random_offset: bool
 
 
-NO_DIFFUSION = DiffusionParams(block_size=None, weight=1.0, start_fraction=0.6, block_fraction=0.25, random_offset=True)
+NO_DIFFUSION = DiffusionParams(block_size=None, weight=0.5, start_fraction=0.5, block_fraction=0.5, random_offset=True)
 
 
 class ModelParams(Section):
