@@ -1,5 +1,6 @@
 """TiDAR's masks, exactly: what sees what, in training as in decoding, and wrong readings, which must show."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -275,6 +276,7 @@ def test_rows_of_the_call_that_people_know_stand_for_its_targets(name: str) -> N
     assert_same(both.ar_loss, loss)
     assert_same(both.diffusion_loss, guess_loss)
     assert_same(both.loss, (loss + 0.5 * guess_loss) / 1.5)
+    assert copy.copy(both) == both
     assert len(model(inputs)) == len(model(inputs, mode="diffusion")) == len(both) == 2
     for block in range(TIME // SIZE):
         rows = slice(block * SIZE, (block + 1) * SIZE)

@@ -101,6 +101,22 @@ def test_the_loss_is_the_papers(params: ModelParams, pieces: bool, monkeypatch: 
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.gpu
+def test_a_card_computes_the_same() -> None:
+    """By FlexAttention, whose backward no processor has."""
+    wide = TINY_MODEL.model_copy(update={"d_model": 64, "context_length": 64})
+    tokens = torch.randint(61, (3, 65), generator=torch.Generator().manual_seed(1))
+    blocks, results = choose(with_masks(wide), batch_size=3), []
+    for device in ("cpu", "cuda"):
+        model = GPT(with_masks(wide), 61, seed=1).to(device)
+        given = (tokens[:, :-1].to(device), tokens[:, 1:].to(device), blocks.to(device))
+        losses = LanguageModelLoss(model)(*given)
+        losses.total.backward()
+        results.append([losses.total, *(weight.grad for weight in model.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs.cpu(), rtol=1e-3, atol=1e-4)
+
+
 def test_before_the_first_block_it_is_a_plain_training(training: Training, tmp_path: Path) -> None:
     """All of it, where the blocks come too late: to the bit, and the masks' row has only decayed."""
     plain = training.run()
