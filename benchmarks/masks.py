@@ -67,7 +67,7 @@ def build_side(recipe: Recipe, block: int, compiled: bool, fraction: float) -> t
         return torch.randint(ENTRIES, (size, model_params.context_length + 1), generator=generator)
 
     def step(windows: Tensor) -> float:
-        batch = Batch(windows, choose_blocks(model_params, 1, LAST_STEP, LAST_STEP + 1, size))
+        batch = Batch(windows, choose_blocks(model_params, 1, LAST_STEP + 1, size, LAST_STEP))
         losses = accumulate_gradients(state, batch, 0, params, hardware, World())
         update_weights(state, losses.total, params.learning_rate, params)
         return losses.total.item()

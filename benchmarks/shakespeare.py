@@ -136,8 +136,9 @@ def train_ours(
     model = GPT(model_params, dataset.train.vocab_size, params.seed, end_of_text=dataset.train.end_of_text)
     batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
 
-    def validate(trained: GPT) -> Loss:
-        return measure_loss(trained, dataset.validation, dataset.tokenizer.byte_lengths, params.eval_windows, 64)
+    def validate(trained: GPT, *, slots: bool) -> Loss:
+        lengths = dataset.tokenizer.byte_lengths
+        return measure_loss(trained, dataset.validation, lengths, params.eval_windows, 64, slots=slots)
 
     home = Path.cwd()
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as silence:

@@ -86,7 +86,7 @@ class Training:
         generator = torch.Generator().manual_seed(step)
         batch = torch.randint(DRAWN, (BATCH, TINY_MODEL.context_length + 1), generator=generator)
         part = split_batch(BATCH, self.world)
-        blocks = choose_blocks(self.model.params, 1, step, STEPS, BATCH)
+        blocks = choose_blocks(self.model.params, 1, STEPS, BATCH, step)
         windows = batch[part]
         pieces = list(Batch(windows, None if blocks is None else blocks[part]).split(self.job.micro_batch_size))
         total = torch.zeros(())

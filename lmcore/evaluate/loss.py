@@ -75,27 +75,25 @@ def measure_loss(
             text_bytes += int(byte_lengths[targets].sum())
             if observe is not None:
                 observe(targets, losses)
+        guesses = measure_slots(model, shards, windows, batch_size) if slots else ()
     finally:
         model.train(was_training)
     if not text_bytes:
         raise DataError("the validation split holds no text: raise prepare.validation_fraction or add documents")
-    guesses = measure_slots(model, shards, windows, batch_size) if slots else ()
     return Loss(nats, tokens, text_bytes, guesses)
 
 
 @torch.inference_mode()
 def measure_slots(model: GPT, shards: TokenShards, windows: int | None, batch_size: int) -> tuple[float, ...]:
-    """What the masks of a model pay for each place in a block; () without masks.
+    """What the masks of a model, in evaluation mode, pay for each place in a block; () without masks.
 
-    In every window by as many blocks as training has, spread evenly: no more memory than a step, and the text once.
+    In every window by as many blocks as training has, spread evenly: it takes no more memory than a step.
     Raises DataError where no window holds a block.
     """
     params, device = model.params, model.token_embedding.weight.device
     size = params.diffusion.block_size
     if size is None:
         return ()
-    was_training = model.training
-    model.eval()
     sums, count = torch.zeros(size, dtype=torch.float64), 0
     for batch in _stack(fixed_windows(shards, params.context_length, windows), batch_size):
         rows = torch.from_numpy(batch).to(device)
@@ -110,7 +108,6 @@ def measure_slots(model: GPT, shards: TokenShards, windows: int | None, batch_si
             losses = F.cross_entropy(model.logits(guesses).float(), target, reduction="none")
             sums += losses.cpu().double().view(-1, size).sum(dim=0)
         count += blocks.numel()
-    model.train(was_training)
     if not count:
         raise DataError(f"no validation window holds model.diffusion.block_size={size} tokens: make it smaller")
     return tuple((sums / count).tolist())

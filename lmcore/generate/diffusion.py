@@ -32,6 +32,11 @@ class Guesses:
         return guesses
 
 
+def count_masks(size: int, *, one_forward: bool) -> int:
+    """The most that a forward has behind a text."""
+    return size * (size if one_forward else 1)
+
+
 class DiffusionDecoder(Decoder):
     """A decoder whose drafts are the guesses of the model's masks; the text is a plain decoder's, token for token.
 
@@ -48,7 +53,7 @@ class DiffusionDecoder(Decoder):
     @property
     def scratch(self) -> int:
         """See `Decoder`: the masks' places."""
-        return self.size * (self.size if self.one_forward else 1)
+        return count_masks(self.size, one_forward=self.one_forward)
 
     def list_forwards(self) -> list[tuple[int, Layout | None]]:
         """See `Decoder`."""

@@ -7,7 +7,7 @@ from lmcore.errors import ParameterError
 from lmcore.files import derive_seed
 from lmcore.generate.completion import Completion, collect, complete
 from lmcore.generate.decoder import Decoder, Request, Tally
-from lmcore.generate.diffusion import DiffusionDecoder
+from lmcore.generate.diffusion import DiffusionDecoder, count_masks
 from lmcore.generate.drafts import PromptLookup
 from lmcore.generate.settings import DecoderKind, SampleParams
 from lmcore.generate.vocabulary import list_text_tokens, require_vocabulary
@@ -58,7 +58,7 @@ def open_decoder(
     params = model.params
     capacity = min(params.context_length, longest or params.context_length)
     size, is_fused = params.diffusion.block_size or 0, kind == "tidar-one-forward"
-    masks = size * (size if is_fused else 1)
+    masks = 0 if kind == "plain" else count_masks(size, one_forward=is_fused)
     row_bytes = 2 * params.n_layers * (capacity + masks) * params.kv_heads * params.head_width * 4
     row_bytes = max(row_bytes, 4 * (masks + size) * model.vocab_size if is_fused else 0)  # and of a row's scores
     options: dict[str, Any] = {
@@ -74,7 +74,7 @@ def open_decoder(
                 f"sample.decoder={kind}: the model has no masks to guess with: train one with "
                 f"model.diffusion.block_size=4, or set sample.decoder=plain"
             )
-        return DiffusionDecoder(model, one_forward=kind == "tidar-one-forward", **options)
+        return DiffusionDecoder(model, one_forward=is_fused, **options)
     return Decoder(model, open_drafts=PromptLookup if draft_tokens else None, draft_tokens=draft_tokens or 0, **options)
 
 

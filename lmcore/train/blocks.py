@@ -22,7 +22,7 @@ def find_trunk(schedule: Schedule, diffusion: DiffusionParams) -> int | None:
     return schedule.trunk if schedule.trunk is None or not start else min(schedule.trunk, start)
 
 
-def choose_blocks(model: ModelParams, seed: int, step: int, steps: int, batch_size: int) -> Tensor | None:
+def choose_blocks(model: ModelParams, seed: int, steps: int, batch_size: int, step: int) -> Tensor | None:
     """For each sequence of the batch the last token that each of its blocks sees, (batch_size, n); None without any.
 
     Of a grid of blocks side by side, whose first place is drawn for each sequence (`random_offset`), some are drawn.

@@ -12,6 +12,7 @@ from torch import Tensor
 from lmcore.distributed import World, split_batch
 from lmcore.hardware import Hardware
 from lmcore.machine import peak_memory_bytes
+from lmcore.model.gpt import GPT
 from lmcore.progress import TrainingProgress
 from lmcore.tokens.batches import Batches
 from lmcore.train.blocks import choose_blocks, find_trunk
@@ -42,8 +43,14 @@ class ValidationLoss(Protocol):
         """Nats per token of the masks at each place of a block; empty without masks."""
 
 
-Validate = Callable[..., ValidationLoss]  # of a model; `slots` asks for those of its masks too
-ChooseBlocks = Callable[..., Tensor | None]  # `choose_blocks` of a model, a seed and a number of steps
+class Validate(Protocol):
+    """Measures a model."""
+
+    def __call__(self, model: GPT, /, *, slots: bool) -> ValidationLoss:
+        """`slots` asks for those of its masks too."""
+
+
+ChooseBlocks = Callable[[int], Tensor | None]  # of a step, for the whole batch
 
 
 def train(
@@ -68,7 +75,7 @@ def train(
     """
     saved_at = time.monotonic()
     trunk = find_trunk(schedule, state.model.params.diffusion)
-    choose = partial(choose_blocks, state.model.params, params.seed, steps=schedule.steps)
+    choose = partial(choose_blocks, state.model.params, params.seed, schedule.steps, batches.batch_size)
     batch = load_batch(batches, choose, step, hardware, world)
     while step < schedule.steps:
         learning_rate = schedule.learning_rate(step)
@@ -109,9 +116,9 @@ def train(
 def load_batch(batches: Batches, choose: ChooseBlocks, step: int, hardware: Hardware, world: World) -> Batch:
     """The part of `step`'s batch that is this process's, on its device."""
     part = split_batch(batches.batch_size, world)
-    blocks = choose(step=step, batch_size=batches.batch_size)
-    batch = (torch.from_numpy(batches.at(step)[part]), None if blocks is None else blocks[part])
-    return Batch(*(None if each is None else _send(each, hardware.device) for each in batch))  # type: ignore[arg-type]
+    windows = _send(torch.from_numpy(batches.at(step)[part]), hardware.device)
+    blocks = choose(step)
+    return Batch(windows, None if blocks is None else _send(blocks[part], hardware.device))
 
 
 def _send(tensor: Tensor, device: str) -> Tensor:

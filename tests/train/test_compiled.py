@@ -29,7 +29,7 @@ model = GPT(params, 50, seed=1, end_of_text=0)
 state = build_state(model, TINY_TRAIN, hardware, World())
 windows = torch.randint(50, (16, 257), generator=torch.Generator().manual_seed(1))
 for step in range(4):
-    batch = Batch(windows, choose_blocks(params, 1, step, 4, 16))
+    batch = Batch(windows, choose_blocks(params, 1, 4, 16, step))
     loss = accumulate_gradients(state, batch, step, TINY_TRAIN, hardware, World())
     update_weights(state, loss.total, 0.01, TINY_TRAIN)
 weights = b"".join(weight.detach().numpy().tobytes() for weight in model.parameters())

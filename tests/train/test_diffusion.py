@@ -35,7 +35,7 @@ def training(tmp_path: Path, dataset: TokenDataset, monkeypatch: pytest.MonkeyPa
 
 
 def choose(params: ModelParams, step: int = 5, batch_size: int = 200) -> Tensor:
-    blocks = choose_blocks(params, 1, step, 10, batch_size)
+    blocks = choose_blocks(params, 1, 10, batch_size, step)
     assert blocks is not None
     return blocks
 
@@ -67,8 +67,8 @@ def test_some_blocks_are_drawn_anew_at_each_step() -> None:
 
 def test_first_the_text_alone() -> None:
     params = with_masks(start_fraction=0.6)
-    assert [choose_blocks(params, 1, step, 10, 2) is None for step in range(10)] == [True] * 6 + [False] * 4
-    assert choose_blocks(TINY_MODEL, 1, 9, 10, 2) is None
+    assert [choose_blocks(params, 1, 10, 2, step) is None for step in range(10)] == [True] * 6 + [False] * 4
+    assert choose_blocks(TINY_MODEL, 1, 10, 2, 9) is None
 
 
 @pytest.mark.parametrize("pieces", [False, True], ids=["whole", "in pieces"])

@@ -100,7 +100,7 @@ def step(params: ModelParams, objective: Any, precision: Precision) -> None:
 
 
 def place_masks(params: ModelParams) -> Tensor | None:
-    return choose_blocks(params, 1, 9, 10, ROWS)
+    return choose_blocks(params, 1, 10, ROWS, 9)
 
 
 def kept_by_autograd(params: ModelParams, precision: Precision) -> int:
