@@ -93,12 +93,24 @@ class Project:
     def start(
         self, *command: str, sabotage: str = "", stdout: IO[str] | int = subprocess.PIPE
     ) -> subprocess.Popen[str]:
-        """`sabotage`: what is to befall a process on the way, see tests/sabotage."""
+        """`sabotage`: what is to befall a process on the way, see tests/sabotage.
+
+        Then in a session of its own, as a terminal gives. In the session of process 1, in which CI may run everything,
+        Linux takes each death of a child of process 1 for what orphans its group, and where one of the group is stopped
+        it hangs up on all of it (kill_orphaned_pgrp in kernel/exit.c): the death of a queue's worker ended what the
+        worker had started.
+        """
         environment = self.environment()
         if sabotage:
             environment |= {"PYTHONPATH": str(CHECKOUT / "tests" / "sabotage"), "SABOTAGE": sabotage}
         return subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdout=stdout, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdout=stdout,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=bool(sabotage),
         )
 
     def run(self, *command: str, fails: bool = False, sabotage: str = "") -> str:
