@@ -180,17 +180,18 @@ def _block_bytes(params: ModelParams, precision: Precision, device: str, compile
         attention += product * (queries + keys)
     mlp = product * MLP_WIDTHS[params.mlp] * params.ff_width
     dropout = 2 * product * params.d_model if params.dropout else 0
-    squares = 0
+    squares, seen_by_masks = 0, masks * (time + masks)
     if device == "cpu" and params.dropout:
-        squares = 3 * FP32 * params.n_heads * time**2
+        squares = 3 * FP32 * params.n_heads * (time**2 + seen_by_masks)
     elif device == "cpu" and compiled and cut_into_blocks(time):
         scores = sum((end - start) * end for start, end in cut_into_blocks(time))
-        squares = (FP32 + product) * params.n_heads * scores
-    elif params.document_mask:
-        squares = product * time**2
-        attention += 0 if device == "cpu" else 2 * product * (queries - keys)
-    if masks and (device != "cuda" or params.dropout):
-        squares += (3 * FP32 * params.n_heads if params.dropout else product) * masks * (time + masks)
+        squares = (FP32 + product) * params.n_heads * (scores + seen_by_masks)
+    else:
+        if params.document_mask:
+            squares = product * time**2
+            attention += 0 if device == "cpu" else 2 * product * (queries - keys)
+        if device != "cuda" or params.dropout:
+            squares += (3 * FP32 * params.n_heads if params.dropout else product) * seen_by_masks
     return (time + masks) * (2 * _norm_bytes(params, product) + attention + mlp + dropout) + squares
 
 
