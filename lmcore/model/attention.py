@@ -15,8 +15,8 @@ from lmcore.model.diffusion import FusedMask
 # quarter of a step. Milliseconds of a step in bf16 on two AVX512-BF16 cores, the fused kernel against products: 717 and
 # 617 for 6 layers x 384, 16 x 256 tokens; 152 and 88 for 4 x 192, 16 x 128; 55 and 29 for 3 x 192, 16 x 64. Blocks
 # leave out some of what the mask would throw away (617 against 663). Smaller ones leave out more and are as fast, but
-# each has kernels of its own, 4 s of compilation more; longer contexts would make too many of them. With 64 masks of TiDAR
-# behind each of 16 x 128 tokens, a step of 6 x 384: 415 and 380.
+# each has kernels of its own, 4 s of compilation more; longer contexts would make too many of them.
+# With 64 masks of TiDAR behind each text a step of 6 x 384, 16 x 128 tokens, took 415 and 380.
 BLOCK_TOKENS = 128
 LONGEST_BLOCKED = 512
 
@@ -122,7 +122,8 @@ def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, seen: Tensor)
     key, value = _repeat_heads(query, key, value)
     scores = (query @ key.transpose(-2, -1)).float() * query.shape[3] ** -0.5
     weights = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)
-    return weights.to(value.dtype) @ value
+    mixed: Tensor = weights.to(value.dtype) @ value
+    return mixed
 
 
 def _attend_by_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
