@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from projects import Project
 from tiny import encode_texts, make_texts, tokenizer_params
 
@@ -19,6 +20,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
 # Under nohup, or in the background of a script, they are ignored, and processes that tests start would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No test of an example is about its time, and a busy machine stalls for longer than any sensible limit.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

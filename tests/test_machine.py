@@ -113,9 +113,9 @@ def test_rates_are_measured_once_and_leave_no_trace() -> None:
     finally:
         torch.set_num_threads(1)
     assert min(rates) > 1e8
-    started = time.perf_counter()
+    measured = measure_cpu_rates.cache_info().misses
     assert measure_cpu_rates() == rates
-    assert time.perf_counter() - started < 1e-3
+    assert measure_cpu_rates.cache_info().misses == measured
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -113,6 +113,8 @@ def test_a_queue_whose_worker_was_killed(finished: Project, tmp_path: Path) -> N
     assert (waits.text, waits.remedy) == ("queue: wrong, right waits, and no worker is at work", "dvc queue start")
 
     project.run("dvc", "queue", "start", sabotage=stop_at(100))
+    noted = project.folder / ".dvc" / "tmp" / "exps" / "celery" / "dvc-exp-worker-1.json"
+    wait_for(noted.exists)  # the command does not
     worker = read_process(project, "celery/dvc-exp-worker-1.json")
     trainer = wait_for(lambda: find_stopped_trainer(worker))
     [failed] = found(project)
@@ -155,7 +157,9 @@ def read_process(project: Project, name: str) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def find_stopped_trainer(worker: int) -> int | None:

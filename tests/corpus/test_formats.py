@@ -86,7 +86,7 @@ def test_any_other_file_is_one_text(make_raw: MakeRaw, name: str, compression: s
     assert items == [Document.of(f"{name}{compression}", TEXT)]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), min_size=1)))
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
 def test_every_text_survives(make_raw: MakeRaw, kind: str, texts: list[str]) -> None:
@@ -103,7 +103,7 @@ def test_a_text_is_read_exactly(make_raw: MakeRaw, content: bytes) -> None:
     assert read(make_raw({"a/b.txt": content})) == [Document("a/b.txt", None, TEXT, len(TEXT.encode()))]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=50)
 @given(text=st.text(), codec=st.sampled_from(["utf-8-sig", "utf-16", "utf-32"]), chunk=st.integers(1, 9))
 def test_every_encoding_survives_any_chunks(make_raw: MakeRaw, text: str, codec: str, chunk: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -218,7 +218,7 @@ def test_a_name_that_is_a_file_and_a_folder(s3, project):
 
 def test_the_failure_of_one_ends_the_others_which_go_on_next_time(s3, project):
     for name in "abcdefgh":
-        s3.entries[f"bucket/{name}.txt"] = Entry(BODY + name.encode(), pause=0.05)
+        s3.entries[f"bucket/{name}.txt"] = Entry(BODY + name.encode(), pause=0.2)
     s3.entries["bucket/c.txt"] = Entry(b"c", etag="0" * 32)
     with pytest.raises(DataError, match=r"^s3://bucket/c.txt: its md5"):
         download(make_params("s3://bucket"), project / "raw")

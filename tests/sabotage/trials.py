@@ -164,13 +164,13 @@ class Training:
         return True
 
     def send(self, number: int) -> None:
-        os.kill(self.id, number)
+        with suppress(ProcessLookupError):  # it has just ended, and `wait` says how
+            os.kill(self.id, number)
 
     def close(self) -> None:
         with self.connection:
             if self.status is None:
-                with suppress(ProcessLookupError):
-                    self.send(signal.SIGKILL)
+                self.send(signal.SIGKILL)
 
     def _read_line(self) -> str:
         while b"\n" not in self.received:
@@ -215,9 +215,13 @@ def open_nursery(practice: Project) -> Iterator[Nursery]:
     """While the block runs; it has trained once in `practice` before."""
     log_path = practice.folder / "nursery.txt"
     command = [sys.executable, str(SABOTAGE / "nursery.py"), str(practice.folder)]
+    environment, pipe = make_environment(), subprocess.PIPE
     with (
         log_path.open("w") as log,
-        subprocess.Popen(command, env=make_environment(), stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        # Its trainings stand still, which a session of their own keeps from all else, see projects.py.
+        subprocess.Popen(
+            command, env=environment, stdout=pipe, stderr=log, text=True, start_new_session=True
+        ) as process,
     ):
         assert process.stdout is not None
         try:

@@ -78,7 +78,8 @@ def test_what_is_decoded_beside_it_changes_nothing(served: Served) -> None:
 
 
 @pytest.mark.parametrize("stop", [[], ["e"], ["?", "\n", "T"]])
-def test_a_stream_is_the_text_in_pieces(served: Served, stop: list[str]) -> None:
+def test_a_stream_is_the_text_in_pieces(start: Start, stop: list[str]) -> None:
+    served = start(delay=0.01)  # or tokens that come while a machine is busy share an event
     values = {"prompt": PROMPTS, "n": 2, "stop": stop or None, "logprobs": 3, "max_tokens": 30}
     whole = ask(served, **values)
     texts, tokens, reasons = [""] * 6, [[] for _ in range(6)], [[] for _ in range(6)]

@@ -43,7 +43,10 @@ def start(program: str, runs: Path) -> Iterator[subprocess.Popen[str]]:
     """The program in a process of its own, which does not outlive the test."""
     command, pipe = [sys.executable, "-c", program, str(runs)], subprocess.PIPE
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+    # In a session of its own because one is stopped, see projects.py.
+    with subprocess.Popen(
+        command, env=environment, stdin=pipe, stdout=pipe, text=True, start_new_session=True
+    ) as process:
         try:
             yield process
         finally:
