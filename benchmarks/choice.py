@@ -25,13 +25,13 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from benchmarks.nanogpt import shape_params
-from lmcore.evaluate.choice import DELIMITER, measure_suite
-from lmcore.evaluate.items import Item, read_items
-from lmcore.evaluate.suites import SuiteFile
+from lmcore.evaluate.benchmark_formats import Item, read_items
+from lmcore.evaluate.benchmarks import SuiteFile
+from lmcore.evaluate.multiple_choice import DELIMITER, measure_suite
 from lmcore.export.hugging_face import write_hugging_face
-from lmcore.export.reference import import_transformers
-from lmcore.model.folder import load_model
+from lmcore.export.transformers_reference import import_transformers
 from lmcore.model.gpt import GPT
+from lmcore.model.save_load import load_model
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokenizer.load import load_tokenizer
 

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from benchmarks.nanogpt import build_nanogpt, copy_weights, load_module, shape_params, use_tanh_gelu
 from benchmarks.turns import Draw, Step, time_in_turns
-from lmcore.export.reference import import_transformers
+from lmcore.export.transformers_reference import import_transformers
 from lmcore.generate.decoder import Decoder, Request
+from lmcore.generate.quantize import convert_weights
 from lmcore.generate.sampling import Sampling
-from lmcore.generate.weights import convert_weights
 from lmcore.model.gpt import GPT
-from lmcore.model.hugging_face import config_values, named_weights
+from lmcore.model.hf_mapping import config_values, named_weights
 
 VOCABULARY = {"10m": 65, "124m": 50_257}
 PROMPT = [1, 2, 3, 4, 5]

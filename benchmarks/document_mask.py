@@ -13,13 +13,13 @@ import torch
 
 from benchmarks.nanogpt import step_ours
 from benchmarks.turns import Build, Draw, Step, time_in_turns
-from lmcore.distributed import World
-from lmcore.hardware import Hardware, resolve_precision
+from lmcore.hardware.distributed import World
+from lmcore.hardware.resolve import Hardware, resolve_precision
 from lmcore.model.gpt import GPT
-from lmcore.model.settings import ModelParams
+from lmcore.model.params import ModelParams
 from lmcore.params import read_section
-from lmcore.train.session import build_state
-from lmcore.train.settings import TrainParams
+from lmcore.train.params import TrainParams
+from lmcore.train.trainer import build_state
 
 SCALED = {"n_layers": 4, "n_heads": 4, "n_kv_heads": None, "d_model": 256, "d_ff": None}
 BATCH, ENTRIES, DOCUMENT = 8, 2048, 200  # sequences, vocabulary, tokens of a document on average

@@ -18,9 +18,10 @@ from pathlib import Path
 import tiktoken
 import tokenizers
 
+from lmcore.encode.encode import Texts, encode_splits
+from lmcore.encode.params import EncodeParams
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokenizer.bpe import BpeTokenizer
-from lmcore.tokens.encode import EncodeParams, Texts, encode_splits
 
 ROUNDS = 7
 VOCAB_SIZE = 4096

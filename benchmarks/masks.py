@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.turns import Build, Draw, Step, time_in_turns
-from lmcore.distributed import World
-from lmcore.hardware import Hardware, resolve_precision
+from lmcore.commands.recipes import Recipe, find_recipe
+from lmcore.hardware.distributed import World
+from lmcore.hardware.resolve import Hardware, resolve_precision
 from lmcore.model.gpt import GPT
-from lmcore.model.settings import ModelParams
+from lmcore.model.params import ModelParams
 from lmcore.params import parse_section
-from lmcore.recipes import Recipe, find_recipe
-from lmcore.train.blocks import choose_blocks
-from lmcore.train.session import build_state
-from lmcore.train.settings import TrainParams
+from lmcore.train.params import TrainParams
 from lmcore.train.step import Batch, accumulate_gradients, update_weights
+from lmcore.train.tidar_blocks import choose_blocks
+from lmcore.train.trainer import build_state
 
 ENTRIES = 65
 LAST_STEP = 9  # of ten: one with masks

@@ -17,12 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from lmcore.export.hugging_face import ExportParams, export_model
+from lmcore.export.hugging_face import export_model
 from lmcore.export.llama_cpp import Numbers
-from lmcore.machine import peak_memory_bytes
-from lmcore.model.folder import load_model, save_model
+from lmcore.export.params import ExportParams
+from lmcore.hardware.measure import peak_memory_bytes
 from lmcore.model.gpt import GPT
-from lmcore.model.settings import ModelParams
+from lmcore.model.params import ModelParams
+from lmcore.model.save_load import load_model, save_model
 from lmcore.params import parse_section, read_section
 from lmcore.tokenizer.bpe import PATTERN, BpeTokenizer
 

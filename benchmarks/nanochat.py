@@ -21,13 +21,14 @@ from torch import Tensor
 
 from benchmarks.nanogpt import device, step_ours
 from benchmarks.turns import Build, Draw, Step, time_in_turns
-from lmcore.distributed import World
-from lmcore.hardware import HardwareParams, resolve_hardware
+from lmcore.hardware.distributed import World
+from lmcore.hardware.params import HardwareParams
+from lmcore.hardware.resolve import resolve_hardware
 from lmcore.model.gpt import GPT
-from lmcore.model.settings import ModelParams
+from lmcore.model.params import ModelParams
 from lmcore.params import parse_section, read_params, read_section
-from lmcore.train.session import build_state
-from lmcore.train.settings import TrainParams
+from lmcore.train.params import TrainParams
+from lmcore.train.trainer import build_state
 
 LAYERS, HEADS, WIDTH, ENTRIES, CONTEXT, BATCH = 6, 6, 384, 4096, 256, 16
 

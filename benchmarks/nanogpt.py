@@ -24,17 +24,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.turns import Draw, Step, Timing, time_in_turns
-from lmcore.distributed import World
-from lmcore.hardware import Hardware, HardwareParams, resolve_hardware
-from lmcore.machine import measure_peak_flops
+from lmcore.hardware.distributed import World
+from lmcore.hardware.measure import measure_peak_flops
+from lmcore.hardware.params import HardwareParams
+from lmcore.hardware.resolve import Hardware, resolve_hardware
 from lmcore.model.gpt import GPT
-from lmcore.model.settings import ModelParams
+from lmcore.model.params import ModelParams
 from lmcore.params import parse_section, read_params, read_section
+from lmcore.train.params import TrainParams
 from lmcore.train.schedule import estimate_flops
-from lmcore.train.session import build_state
-from lmcore.train.settings import TrainParams
 from lmcore.train.state import TrainState
 from lmcore.train.step import Batch, accumulate_gradients, update_weights
+from lmcore.train.trainer import build_state
 
 LEARNING_RATE = 1e-4  # small: at 1e-3 without a warm-up the loss jumps, and rounding grows to 0.1 in 20 steps
 SHAPES = {"10m": (6, 6, 384, 256), "124m": (12, 12, 768, 256)}  # layers, heads, width, context

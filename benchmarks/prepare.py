@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 
 from benchmarks.encode import read_library
-from lmcore.corpus.prepare import prepare
-from lmcore.corpus.settings import PrepareParams
 from lmcore.files import write_json
 from lmcore.params import parse_section, read_params
-from lmcore.workers import Processes
+from lmcore.prepare.params import PrepareParams
+from lmcore.prepare.prepare import prepare
+from lmcore.runtime.process_pool import Processes
 
 ROUNDS = 3
 FILE_BYTES = 20_000_000

@@ -16,14 +16,14 @@ import time
 
 import torch
 
-from lmcore.distributed import join_world, launch, split_batch
-from lmcore.hardware import Hardware, resolve_precision
+from lmcore.hardware.distributed import join_world, launch, split_batch
+from lmcore.hardware.resolve import Hardware, resolve_precision
 from lmcore.model.gpt import GPT
-from lmcore.model.settings import ModelParams
+from lmcore.model.params import ModelParams
 from lmcore.params import read_section
-from lmcore.train.session import build_state
-from lmcore.train.settings import TrainParams
+from lmcore.train.params import TrainParams
 from lmcore.train.step import Batch, accumulate_gradients, update_weights
+from lmcore.train.trainer import build_state
 
 SCALED = {"n_layers": 6, "n_heads": 6, "n_kv_heads": None, "d_model": 384, "context_length": 256, "d_ff": None}
 SIDES = {"one process": (1, "replicate"), "two, replicate": (2, "replicate"), "two, full": (2, "full")}

@@ -26,8 +26,8 @@ import httpx
 import numpy as np
 
 from benchmarks.nanogpt import shape_params
-from lmcore.model.folder import save_model
 from lmcore.model.gpt import GPT
+from lmcore.model.save_load import save_model
 from lmcore.tokenizer.byte import ByteTokenizer
 
 SHAPES: dict[str, dict[str, int]] = {"10m": {}, "small": {"n_layers": 4, "n_heads": 4, "d_model": 128}}

@@ -25,19 +25,21 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
-from lmcore.distributed import World
+from lmcore.encode.encode import Texts, encode_splits
+from lmcore.encode.params import EncodeParams
 from lmcore.evaluate.loss import Loss, measure_loss
 from lmcore.files import read_json
-from lmcore.hardware import HardwareParams
+from lmcore.hardware.distributed import World
+from lmcore.hardware.params import HardwareParams
 from lmcore.model.gpt import GPT
-from lmcore.model.settings import ModelParams
+from lmcore.model.params import ModelParams
 from lmcore.params import parse_section, read_params
-from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import TokenDataset, open_dataset
-from lmcore.tokens.encode import EncodeParams, Texts, encode_splits
-from lmcore.train.session import plan_hardware, run_training
-from lmcore.train.settings import TrainParams
+from lmcore.train.params import TrainParams
+from lmcore.train.trainer import plan_hardware, run_training
+from lmcore.train_tokenizer.params import TokenizerParams
+from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
 RECIPE = Path("recipes/speedrun-cpu.yaml")
 # The recipe as it stands, and what is changed for a shorter time.

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from lmcore.generate.decoder import Decoder, Request, Tally
+from lmcore.generate.params import DecoderKind
+from lmcore.generate.quantize import convert_weights
 from lmcore.generate.samples import open_decoder
 from lmcore.generate.sampling import Sampling
-from lmcore.generate.settings import DecoderKind
-from lmcore.generate.weights import convert_weights
-from lmcore.model.folder import load_model
+from lmcore.model.save_load import load_model
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.dataset import open_dataset
 

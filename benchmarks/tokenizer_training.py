@@ -20,7 +20,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from benchmarks.encode import read_library
-from lmcore.machine import peak_memory_bytes
+from lmcore.hardware.measure import peak_memory_bytes
 from lmcore.tokenizer.bpe import PATTERN, BpeTokenizer, fit_bpe
 
 BATCH = 64  # texts

@@ -32,15 +32,15 @@ from pathlib import Path
 import psutil
 import torch
 
-from lmcore.model.folder import save_model
 from lmcore.model.gpt import GPT
-from lmcore.model.loss import LanguageModelLoss
-from lmcore.model.settings import ModelParams
+from lmcore.model.params import ModelParams
+from lmcore.model.save_load import save_model
 from lmcore.params import read_params, read_section
-from lmcore.tracking.run import TrackedRun
+from lmcore.tracking.description import TrackedRun
+from lmcore.tracking.params import BackendName, TrackingParams
 from lmcore.tracking.session import track_run
-from lmcore.tracking.settings import BackendName, TrackingParams
-from lmcore.train.run import open_run
+from lmcore.train.loss import LanguageModelLoss
+from lmcore.train.run_state import open_run
 
 STEP_SECONDS, TURN_SECONDS, LOG_EVERY = 0.02, 15.0, 10
 VOCABULARY, CONTEXT = 2048, 32

@@ -23,27 +23,28 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lmcore.distributed import World
-from lmcore.hardware import Hardware, HardwareParams
+from lmcore.hardware.distributed import World
+from lmcore.hardware.params import HardwareParams
+from lmcore.hardware.resolve import Hardware
 from lmcore.model.gpt import GPT
-from lmcore.model.settings import ModelParams
+from lmcore.model.params import ModelParams
 from lmcore.params import read_params, read_section
-from lmcore.progress import TrainingProgress
+from lmcore.runtime.progress import TrainingProgress
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import open_dataset
-from lmcore.tracking.run import TrackedRun
+from lmcore.tracking.description import TrackedRun
+from lmcore.tracking.params import TrackingParams
 from lmcore.tracking.session import track_run
-from lmcore.tracking.settings import TrackingParams
 from lmcore.tracking.shipper import SHIP_SECONDS
 from lmcore.train.checkpoint import Checkpoints
-from lmcore.train.interrupt import Interrupt
 from lmcore.train.loop import train
-from lmcore.train.run import open_run
+from lmcore.train.params import TrainParams
+from lmcore.train.run_state import open_run
 from lmcore.train.schedule import Schedule, plan_schedule
-from lmcore.train.session import build_state, plan_hardware
-from lmcore.train.settings import TrainParams
+from lmcore.train.signals import Interrupt
 from lmcore.train.state import TrainState
+from lmcore.train.trainer import build_state, plan_hardware
 
 STEPS, SAVES = 20, 4  # of one turn
 

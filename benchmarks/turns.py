@@ -13,7 +13,7 @@ from time import perf_counter
 
 from torch import Tensor
 
-from lmcore.machine import peak_memory_bytes
+from lmcore.hardware.measure import peak_memory_bytes
 
 Step = Callable[[Tensor], float]
 Draw = Callable[[], Tensor]

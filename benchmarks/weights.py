@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import get_args
 
 from lmcore.evaluate.loss import measure_loss
-from lmcore.generate.weights import Weights, convert_weights
-from lmcore.model.folder import load_model
+from lmcore.generate.quantize import Weights, convert_weights
+from lmcore.model.save_load import load_model
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.dataset import open_dataset
 

@@ -33,8 +33,8 @@ def recipe(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change and write nothing.")] = False,
 ) -> None:
     """List the recipes, or write one into params.yaml."""
+    from lmcore.commands.recipes import apply_recipe, find_recipe, list_recipes, tabulate_recipes
     from lmcore.params import read_params
-    from lmcore.recipes import apply_recipe, find_recipe, list_recipes, tabulate_recipes
 
     root = project_root()
     if name:
@@ -47,7 +47,7 @@ def recipe(
 @app.command()
 def doctor() -> None:
     """Say how machine and project are, and what mends what is wrong; exit status 1 if something needs you."""
-    from lmcore.doctor import examine
+    from lmcore.commands.doctor import examine
 
     findings = list(examine(project_root()))
     for finding in findings:
@@ -66,7 +66,7 @@ def tokenizers(
     ] = None,
 ) -> None:
     """Compare two tokenizers on a text: bytes per token, round trip, speed, and the words that they cut otherwise."""
-    from lmcore.tokenizer_report.comparison import compare_tokenizers
+    from lmcore.commands.tokenizers import compare_tokenizers
 
     for line in compare_tokenizers((first, second), text or project_root() / "data" / "documents" / "validation"):
         typer.echo(line)
@@ -104,7 +104,7 @@ def sample(
 ) -> None:
     """Let a model go on with prompts, shown as it comes; what is not given is as params.yaml's sample section says."""
     from lmcore.params import read_params
-    from lmcore.terminal import Writer, print_samples, read_prompts
+    from lmcore.serve.terminal import Writer, print_samples, read_prompts
 
     values = read_params(project_root() / "params.yaml")
     changes = {
@@ -138,7 +138,7 @@ def chat(
 ) -> None:
     """Write a text in turns with a model."""
     from lmcore.params import read_params
-    from lmcore.terminal import Writer, converse
+    from lmcore.serve.terminal import Writer, converse
 
     changes = {
         "max_new_tokens": max_new_tokens,
@@ -171,9 +171,9 @@ def compare(
     curves: Annotated[Path | None, typer.Option(help="And one for the validation losses over the tokens seen.")] = None,
 ) -> None:
     """Compare experiments: means and deviations over seeds, and which differences are more than chance."""
-    from lmcore.compare.comparison import compare_experiments
-    from lmcore.compare.picture import plot_curves, plot_metrics
-    from lmcore.compare.table import render
+    from lmcore.experiments.compare import compare_experiments
+    from lmcore.experiments.picture import plot_curves, plot_metrics
+    from lmcore.experiments.table import render
 
     comparison = compare_experiments(runs or [], project_root(), metric or [], baseline, sort)
     if plot is not None:
@@ -204,7 +204,7 @@ def search(
     seed: Annotated[int, typer.Option(help="Of what is tried.")] = 1,
 ) -> None:
     """Search parameters with Optuna, each trial an experiment; the same command goes on. Needs the extra `search`."""
-    from lmcore.search import search as run_search
+    from lmcore.experiments.search import search as run_search
 
     for line in run_search(settings, metric, project_root(), trials=trials, jobs=jobs, name=name, seed=seed):
         typer.echo(line)
@@ -221,8 +221,9 @@ def harness(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
 ) -> None:
     """Measure a model by tasks of lm-evaluation-harness, and print its table; needs the extra `eval`."""
-    from lmcore.evaluate.harness import run_tasks
-    from lmcore.hardware import HardwareParams, choose_device
+    from lmcore.commands.harness import run_tasks
+    from lmcore.hardware.params import HardwareParams
+    from lmcore.hardware.resolve import choose_device
     from lmcore.hub import find_model
     from lmcore.params import parse_section, read_params
 
@@ -252,8 +253,8 @@ def serve(
 ) -> None:
     """Serve a model by HTTP as OpenAI's completions API has it, and a page in which to see it write."""
     from lmcore.params import read_params
+    from lmcore.serve.params import Settings
     from lmcore.serve.server import read_api_key, serve
-    from lmcore.serve.settings import Settings
 
     settings = Settings(model, host, port, queue, max_tokens, grace, read_api_key(api_key_file))
     values = read_params(project_root() / "params.yaml")
@@ -268,7 +269,7 @@ def validate(
     prompt: Annotated[str, typer.Option(help="What both go on from.")] = "The meaning of life is",
 ) -> None:
     """Compare what lmcore and transformers make of a model; exit status 1 if more than rounding is between them."""
-    from lmcore.validate import validate_model
+    from lmcore.commands.validate import validate_model
 
     validation = validate_model(name, prompt)
     for line in validation.describe():

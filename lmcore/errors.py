@@ -4,8 +4,8 @@
     +-- ParameterError         a value in params.yaml breaks a rule
     +-- DataError              the text, or what was made of it, cannot be used
     +-- ArtifactError          a file or folder is missing, damaged or belongs to something else
-    +-- TrainingError          a number is not finite (lmcore.train.health)
-    +-- LostProcessError       one of several processes died without a word (lmcore.distributed)
+    +-- TrainingError          a number is not finite (lmcore.train.nan_guard)
+    +-- LostProcessError       one of several processes died without a word (lmcore.hardware.distributed)
 
 Our own mistakes are asserts and keep their traceback.
 """

@@ -5,8 +5,10 @@ other way round. Reading with the same library is the only way to see the values
 """
 
 import difflib
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -168,3 +170,63 @@ def _explain_yaml(error: YAMLError | UnicodeDecodeError) -> str:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
     return " ".join(str(error).split())
+
+
+Values = Mapping[str, Any]  # of params.yaml or a part of it: the sections by name, in each its keys
+
+
+# What YAML 1.1 takes for something else than text is quoted, although DVC and we read YAML 1.2.
+PLAIN_TEXT = re.compile(r"(?!(?:true|false|null|yes|no|on|off|y|n)$)[a-z][\w./-]*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key that gets another value; `key` is dotted where it is within a section of the section."""
+
+    section: str
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.section}.{self.key}: {show_value(self.old)} -> {show_value(self.new)}"
+
+
+def compare_values(old: Values, new: Values) -> list[Change]:
+    """What differs between `old` and `new`, for every key of every section of `new`."""
+    return [
+        change
+        for section, values in new.items()
+        for change in _compare_keys(section, "", old.get(section) or {}, values)
+    ]
+
+
+def _compare_keys(section: str, prefix: str, old: Values, new: Values) -> Iterator[Change]:
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping) and value.keys() == before.keys():
+            yield from _compare_keys(section, f"{prefix}{key}.", before, value)
+        elif key not in old or not _equal(before, value):
+            yield Change(section, f"{prefix}{key}", before, value)
+
+
+def _equal(old: object, new: object) -> bool:
+    """Python takes True for 1."""
+    return old == new and isinstance(old, bool) == isinstance(new, bool)
+
+
+def show_value(value: object) -> str:
+    """A value as it stands in params.yaml, in one line: true, 6e-05, tail, ["def ", "O, "]; `empty` for nothing."""
+    return "empty" if value is None else _spell(value)
+
+
+def _spell(value: object) -> str:
+    """A value in YAML; nothing for None, which params.yaml leaves empty."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) and PLAIN_TEXT.fullmatch(value) else _spell_json(value)
+
+
+def _spell_json(value: object) -> str:
+    """JSON is YAML."""
+    return json.dumps(value, ensure_ascii=False)

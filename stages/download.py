@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from lmcore.corpus.sources import DownloadParams, download
+from lmcore.download.download import download
+from lmcore.download.params import DownloadParams
 from lmcore.errors import report_errors
 from lmcore.files import write_json
 from lmcore.params import read_section

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-from lmcore.corpus.documents import list_parts
-from lmcore.engine import open_engine
+from lmcore.encode.encode import encode_splits
+from lmcore.encode.params import EncodeParams
+from lmcore.encode.pretokenized import take_tokens
 from lmcore.errors import report_errors
 from lmcore.files import project_root, write_json
 from lmcore.params import read_section
+from lmcore.prepare.documents import list_parts
+from lmcore.runtime.engine import open_engine
 from lmcore.tokenizer.load import load_tokenizer
-from lmcore.tokens.encode import EncodeParams, encode_splits
-from lmcore.tokens.tokenized import take_tokens
-from lmcore.tokens.verified import VERIFIED, VerifiedFiles
+from lmcore.tokens.checksums import VERIFIED, VerifiedFiles
 
 
 def main() -> None:

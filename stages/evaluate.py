@@ -4,18 +4,18 @@ from pathlib import Path
 
 from lmcore.errors import report_errors
 from lmcore.evaluate.baselines import measure_baselines
+from lmcore.evaluate.benchmarks import open_suites
 from lmcore.evaluate.breakdown import measure_text
-from lmcore.evaluate.choice import measure_suites
-from lmcore.evaluate.settings import EvaluateParams
-from lmcore.evaluate.suites import open_suites
-from lmcore.evaluate.syntax import measure_python
+from lmcore.evaluate.multiple_choice import measure_suites
+from lmcore.evaluate.params import EvaluateParams
 from lmcore.files import project_root, write_json, write_text
-from lmcore.hardware import HardwareParams, claim_device
-from lmcore.model.folder import load_model
+from lmcore.hardware.params import HardwareParams
+from lmcore.hardware.resolve import claim_device
+from lmcore.model.save_load import load_model
 from lmcore.params import read_params, read_section
 from lmcore.tokenizer.load import load_tokenizer
+from lmcore.tokens.checksums import VERIFIED, VerifiedFiles
 from lmcore.tokens.dataset import open_dataset
-from lmcore.tokens.verified import VERIFIED, VerifiedFiles
 from lmcore.tracking.results import log_results
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     windows = params.windows(model.params.context_length)
     metrics, positions = measure_text(model, dataset.validation, tokenizer.byte_lengths, windows)
     metrics |= {"baselines": measure_baselines(dataset, model.params.context_length, windows)}
-    metrics |= measure_suites(model, tokenizer, suites, params.max_items) | measure_python(model, tokenizer, params)
+    metrics |= measure_suites(model, tokenizer, suites, params.max_items)
     write_text(Path("reports/plots/loss_by_position.csv"), positions)
     write_json(Path("reports/metrics/evaluate.json"), metrics)
     log_results(Path("models/gpt"), "evaluate", metrics)

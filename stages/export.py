@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from lmcore.errors import report_errors
-from lmcore.export.hugging_face import ExportParams, export_model
+from lmcore.export.hugging_face import export_model
+from lmcore.export.params import ExportParams
 from lmcore.files import read_json, write_json
 from lmcore.params import read_section
 

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from lmcore.corpus.prepare import prepare
-from lmcore.corpus.settings import PrepareParams
-from lmcore.engine import open_engine
 from lmcore.errors import report_errors
 from lmcore.files import project_root, write_json
 from lmcore.params import read_section
 from lmcore.plots import draw_corpus
+from lmcore.prepare.params import PrepareParams
+from lmcore.prepare.prepare import prepare
+from lmcore.runtime.engine import open_engine
 
 
 def main() -> None:

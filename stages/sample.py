@@ -4,12 +4,13 @@ from pathlib import Path
 
 from lmcore.errors import report_errors
 from lmcore.files import write_folder, write_json, write_text
+from lmcore.generate.params import SampleParams
+from lmcore.generate.quantize import convert_weights
 from lmcore.generate.report import measure_samples, render_json_lines, render_markdown
 from lmcore.generate.samples import draw_samples
-from lmcore.generate.settings import SampleParams
-from lmcore.generate.weights import convert_weights
-from lmcore.hardware import HardwareParams, claim_device
-from lmcore.model.folder import load_model
+from lmcore.hardware.params import HardwareParams
+from lmcore.hardware.resolve import claim_device
+from lmcore.model.save_load import load_model
 from lmcore.params import read_params, read_section
 from lmcore.tokenizer.load import load_tokenizer
 

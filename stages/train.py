@@ -3,20 +3,20 @@
 from functools import partial
 from pathlib import Path
 
-from lmcore.distributed import join_world, launch
 from lmcore.errors import report_errors
 from lmcore.evaluate.loss import measure_loss
-from lmcore.hardware import HardwareParams
+from lmcore.hardware.distributed import join_world, launch
+from lmcore.hardware.params import HardwareParams
 from lmcore.model.gpt import GPT
-from lmcore.model.settings import ModelParams
+from lmcore.model.params import ModelParams
 from lmcore.params import read_params, read_section
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.dataset import open_dataset
 from lmcore.tracking.session import plan_tracking
-from lmcore.train.initial import load_initial_weights
-from lmcore.train.interrupt import follow_parent
-from lmcore.train.session import open_batches, plan_hardware, run_training
-from lmcore.train.settings import TrainParams
+from lmcore.train.init_from import load_initial_weights
+from lmcore.train.params import TrainParams
+from lmcore.train.signals import follow_parent
+from lmcore.train.trainer import open_batches, plan_hardware, run_training
 
 
 def main() -> None:

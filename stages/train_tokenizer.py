@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lmcore.corpus.documents import NamedText, iterate_named_texts, list_parts
-from lmcore.corpus.sample import sample_texts
 from lmcore.errors import report_errors
 from lmcore.files import write_json, write_text
 from lmcore.params import read_section
-from lmcore.tokenizer.load import TokenizerParams, train_tokenizer
-from lmcore.tokenizer_report.counts import count_tokens
-from lmcore.tokenizer_report.page import render_page
+from lmcore.prepare.documents import NamedText, iterate_named_texts, list_parts
+from lmcore.train_tokenizer.counts import count_tokens
+from lmcore.train_tokenizer.params import TokenizerParams
+from lmcore.train_tokenizer.report import render_page
+from lmcore.train_tokenizer.subsample import sample_texts
+from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
 
 def main() -> None:

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, settings
 from projects import Project
 from tiny import encode_texts, make_texts, tokenizer_params
 
-from lmcore.tokenizer.load import load_tokenizer, train_tokenizer
+from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.dataset import TokenDataset, open_dataset
+from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
 # Tests run on all cores at once: threads of a tiny model's operations would only wait for one another.
 torch.set_num_threads(1)

@@ -15,8 +15,8 @@ import pytest
 from imports import ROOT
 
 from lmcore.cli import main
-from lmcore.corpus.documents import Document, DocumentWriter
 from lmcore.params import read_params
+from lmcore.prepare.documents import Document, DocumentWriter
 from lmcore.tokenizer.byte import ByteTokenizer
 from lmcore.tokenizer.pretrained import list_pretrained
 

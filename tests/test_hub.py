@@ -12,21 +12,22 @@ from stores import COMMIT, Entry, HubHandler, Store, serve
 from tiny import GPT2_MODEL, tokenizer_params
 
 from lmcore.errors import ParameterError
-from lmcore.export.hugging_face import ExportParams, export_model
+from lmcore.export.hugging_face import export_model
+from lmcore.export.params import ExportParams
 from lmcore.files import sha256_file
 from lmcore.hub import find_model
-from lmcore.model.folder import save_model
 from lmcore.model.gpt import GPT
-from lmcore.tokenizer.load import train_tokenizer
+from lmcore.model.save_load import save_model
+from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
 # Names the tokenizer and the weights as the stages do.
 PROGRAM = """
 import json, sys
 from lmcore.errors import report_errors
 from lmcore.model.gpt import GPT
-from lmcore.model.settings import ModelParams
-from lmcore.tokenizer.load import load_named
-from lmcore.train.initial import load_initial_weights
+from lmcore.model.params import ModelParams
+from lmcore.train_tokenizer.train_tokenizer import load_named
+from lmcore.train.init_from import load_initial_weights
 with report_errors():
     tokenizer = load_named(sys.argv[1])
     model = GPT(ModelParams(**json.loads(sys.argv[2])), tokenizer.vocab_size, seed=3)

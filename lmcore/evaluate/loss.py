@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from lmcore.errors import ArtifactError, DataError
-from lmcore.model.diffusion import spread_masks
 from lmcore.model.gpt import GPT
+from lmcore.model.tidar import spread_masks
 from lmcore.tokens.batches import fixed_windows
 from lmcore.tokens.shards import TokenShards
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lmcore.model.settings import ModelParams
+from lmcore.model.params import ModelParams
 from lmcore.tokenizer.base import END_OF_TEXT
 
 Figures = Mapping[str, Any]

@@ -5,15 +5,15 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.export.card import CardFacts, render_card
 from lmcore.export.llama_cpp import Numbers, name_file, write_gguf
-from lmcore.export.reference import (
+from lmcore.export.params import ExportParams
+from lmcore.export.transformers_reference import (
     compute_ours,
     compute_theirs,
     draw_probes,
@@ -22,23 +22,14 @@ from lmcore.export.reference import (
     measure_difference,
 )
 from lmcore.files import sha256_file, write_folder, write_json, write_text
-from lmcore.model.architecture import Architecture, explain_misfit, hugging_face_architecture
-from lmcore.model.folder import load_model, read_lineage
 from lmcore.model.gpt import GPT
-from lmcore.model.hugging_face import MODEL_CLASSES, config_values, named_weights
-from lmcore.model.settings import ModelParams
+from lmcore.model.hf_architecture import Architecture, explain_misfit, hugging_face_architecture
+from lmcore.model.hf_mapping import MODEL_CLASSES, config_values, named_weights
+from lmcore.model.params import ModelParams
+from lmcore.model.save_load import load_model, read_lineage
 from lmcore.model.weights import WHOLE, write_weights
-from lmcore.params import Section
 from lmcore.tokenizer.base import END_OF_TEXT, SAMPLE_TEXTS, Tokenizer
 from lmcore.tokenizer.load import load_tokenizer
-
-
-class ExportParams(Section):
-    """What the exported model is called, the type of its numbers, and that of a GGUF file's beside it, if any."""
-
-    name: str = Field(min_length=1)
-    dtype: Literal["float32", "bfloat16", "float16"]
-    gguf: Numbers | None
 
 
 def export_model(

@@ -18,10 +18,10 @@ from torch import Tensor
 from lmcore.errors import ArtifactError, LmcoreError
 from lmcore.export.llama_cpp_tokenizer import add_tokenizer
 from lmcore.files import sync
-from lmcore.model.architecture import Architecture
 from lmcore.model.gpt import GPT
-from lmcore.model.hugging_face import named_weights, turn
-from lmcore.model.settings import ModelParams
+from lmcore.model.hf_architecture import Architecture
+from lmcore.model.hf_mapping import named_weights, turn
+from lmcore.model.params import ModelParams
 from lmcore.tokenizer.base import Tokenizer
 
 Numbers = Literal["f32", "f16", "q8_0"]

@@ -5,7 +5,7 @@ from collections.abc import Container
 from typing import Any, NamedTuple
 
 from lmcore.errors import ParameterError
-from lmcore.progress import warn
+from lmcore.runtime.progress import warn
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokenizer.bpe import write_pattern
 from lmcore.tokenizer.char import FALLBACK

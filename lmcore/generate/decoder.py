@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmcore.generate.compiled import CompiledStep
-from lmcore.generate.drafts import DraftSource, OpenDrafts
+from lmcore.generate.compiled_step import CompiledStep
+from lmcore.generate.prompt_lookup import DraftSource, OpenDrafts
 from lmcore.generate.sampling import Sampling, choose
-from lmcore.model.diffusion import Layout
 from lmcore.model.gpt import GPT
+from lmcore.model.tidar import Layout
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from lmcore.generate.completion import Finish
 from lmcore.generate.decoder import Tally
+from lmcore.generate.params import SampleParams
 from lmcore.generate.samples import Sample
-from lmcore.generate.settings import SampleParams
+from lmcore.generate.text_stream import Finish
 
 ENDINGS: dict[Finish, str] = {
     "length": "at the length asked for",

@@ -5,21 +5,15 @@ from typing import Any
 
 from lmcore.errors import ParameterError
 from lmcore.files import derive_seed
-from lmcore.generate.completion import Completion, collect, complete
 from lmcore.generate.decoder import Decoder, Request, Tally
-from lmcore.generate.diffusion import DiffusionDecoder, count_masks
-from lmcore.generate.drafts import PromptLookup
-from lmcore.generate.settings import DecoderKind, SampleParams
-from lmcore.generate.vocabulary import list_text_tokens, require_vocabulary
-from lmcore.generate.weights import Weights, convert_weights
-from lmcore.hardware import HardwareParams, choose_device, explain_uncompilable
-from lmcore.hub import find_model
-from lmcore.model.folder import load_model
+from lmcore.generate.params import DecoderKind, SampleParams
+from lmcore.generate.prompt_lookup import PromptLookup
+from lmcore.generate.text_stream import Completion, collect, complete
+from lmcore.generate.tidar import DiffusionDecoder, count_masks
 from lmcore.model.gpt import GPT
-from lmcore.params import parse_section
-from lmcore.progress import warn
+from lmcore.model.vocabulary import list_text_tokens, require_vocabulary
+from lmcore.runtime.progress import warn
 from lmcore.tokenizer.base import Tokenizer
-from lmcore.tokenizer.load import load_tokenizer
 
 MOST_ROWS = 64
 CACHE_BYTES = 1 << 30
@@ -76,29 +70,6 @@ def open_decoder(
             )
         return DiffusionDecoder(model, one_forward=is_fused, **options)
     return Decoder(model, open_drafts=PromptLookup if draft_tokens else None, draft_tokens=draft_tokens or 0, **options)
-
-
-def open_model(
-    name: str,
-    values: dict[str, Any],
-    weights: Weights,
-    *,
-    batch: int,
-    draft_tokens: int | None,
-    kind: DecoderKind = "plain",
-    compile: bool,  # noqa: A002
-) -> tuple[Decoder, Tokenizer]:
-    """The engine and the tokenizer of a model, `name` as `find_model` has it, on the device of params.yaml's `values`.
-
-    Raises ParameterError and ArtifactError where one of them cannot be had.
-    """
-    device = choose_device(parse_section(HardwareParams, "hardware", values.get("hardware")), values)
-    if compile and (obstacle := explain_uncompilable(device)):
-        raise ParameterError(f"--compile: {obstacle}; leave it out")
-    folder = find_model(name, None).folder
-    model, tokenizer = convert_weights(load_model(folder, device), weights), load_tokenizer(folder)
-    decoder = open_decoder(model, tokenizer, batch=batch, draft_tokens=draft_tokens, kind=kind, compile=compile)
-    return decoder, tokenizer
 
 
 def draw_samples(model: GPT, tokenizer: Tokenizer, params: SampleParams) -> tuple[list[Sample], Tally]:

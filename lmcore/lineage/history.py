@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from lmcore.compare.dvc_store import REFERENCE
-from lmcore.dvc_queue import require_owner
 from lmcore.errors import ArtifactError
+from lmcore.experiments.queue import require_owner
+from lmcore.experiments.store import REFERENCE
+from lmcore.lineage.dvc_files import Project, hash_folder
 from lmcore.lineage.lock import CODE_FOLDERS, LOCK, PARAMS, PIPELINE, Entry, LockedStage, Pipeline, parse_pipeline
-from lmcore.lineage.project import Project, hash_folder
 
 
 @dataclass(frozen=True)

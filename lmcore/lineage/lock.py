@@ -8,8 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lmcore.errors import ArtifactError, ParameterError
-from lmcore.params import flatten, read_params
-from lmcore.rewrite import Change, compare_values
+from lmcore.params import Change, compare_values, flatten, read_params
 
 LOCK, PIPELINE, PARAMS = "dvc.lock", "dvc.yaml", "params.yaml"
 CODE_FOLDERS = ("lmcore", "stages")

@@ -3,9 +3,9 @@
 import shlex
 from dataclasses import dataclass
 
+from lmcore.lineage.dvc_files import Project
 from lmcore.lineage.history import History
 from lmcore.lineage.lock import Entry, Pipeline
-from lmcore.lineage.project import Project
 
 
 @dataclass(frozen=True)

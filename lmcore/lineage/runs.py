@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lmcore.compare.experiments import describe_params
 from lmcore.errors import ArtifactError, LmcoreError
+from lmcore.experiments.experiments import describe_params
 from lmcore.files import read_json
-from lmcore.lineage.records import NOT_IDENTITY
+from lmcore.lineage.provenance import NOT_IDENTITY
 from lmcore.lineage.remedy import Mismatch, make_again
 from lmcore.params import flatten
 from lmcore.tracking.store import StoredRun, cut_param, legal_name
-from lmcore.train.run import run_key
+from lmcore.train.run_state import run_key
 
 ROUNDING = 1e-6  # of the losses in lineage.json, which MLflow has in full
 LOSSES = ("train_loss", "val_loss", "bits_per_byte")

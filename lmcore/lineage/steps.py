@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lmcore.lineage.dvc_files import Project, hash_folder
 from lmcore.lineage.history import Commit, History
 from lmcore.lineage.lock import PARAMS, PIPELINE, Entry, LockedStage, Pipeline
-from lmcore.lineage.project import Project, hash_folder
 from lmcore.lineage.remedy import Mismatch, restore
-from lmcore.rewrite import show_value
+from lmcore.params import show_value
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmcore.errors import ParameterError
+from lmcore.lineage.dvc_files import list_places
 from lmcore.lineage.history import Commit, History
 from lmcore.lineage.lock import LOCK, Pipeline
-from lmcore.lineage.project import list_places
 from lmcore.tracking.store import StoredRun, find_run, read_runs
 
 MLFLOW = "mlflow:"  # before a name that something else has too

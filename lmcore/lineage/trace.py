@@ -7,11 +7,12 @@ from typing import Any
 
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import project_root, read_json
-from lmcore.lineage.copies import describe_copy
+from lmcore.lineage.dvc_files import Project
+from lmcore.lineage.find_state import find_state
+from lmcore.lineage.foreign_models import describe_copy
 from lmcore.lineage.history import Commit, History
 from lmcore.lineage.lock import LOCK, PIPELINE, Pipeline, read_pipeline, read_unrecorded
-from lmcore.lineage.project import Project
-from lmcore.lineage.records import (
+from lmcore.lineage.provenance import (
     RAW,
     Records,
     find_changed_origin,
@@ -21,7 +22,6 @@ from lmcore.lineage.records import (
 )
 from lmcore.lineage.remedy import Mismatch
 from lmcore.lineage.runs import check_identity, compare_tracked, describe_run, read_identity
-from lmcore.lineage.search import find_state
 from lmcore.lineage.steps import State, Step
 from lmcore.lineage.target import Target, find_target
 from lmcore.params import flatten

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import project_root
-from lmcore.lineage.contents import check_checkpoint, check_manifest, check_weights
+from lmcore.lineage.dvc_files import Content, Project, list_places
 from lmcore.lineage.history import History
+from lmcore.lineage.integrity import check_checkpoint, check_manifest, check_weights
 from lmcore.lineage.lock import LOCK, PIPELINE, TORN, Entry, Pipeline, read_pipeline, read_unrecorded
-from lmcore.lineage.project import Content, Project, list_places
-from lmcore.lineage.records import MANIFEST, Records
+from lmcore.lineage.provenance import MANIFEST, Records
 from lmcore.lineage.remedy import Mismatch, make_again, restore, show_object
 from lmcore.lineage.runs import check_identity
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from lmcore.model.diffusion import FusedMask
+from lmcore.model.tidar import FusedMask
 
 # Compiled on a CPU, products and softmax over blocks of queries beat torch's fused kernel, whose backward alone took a
 # quarter of a step. Milliseconds of a step in bf16 on two AVX512-BF16 cores, the fused kernel against products: 717 and

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmcore.model.attention import Mask, attend, mask_documents, number_documents
-from lmcore.model.cache import Extension, KeyValueCache
-from lmcore.model.diffusion import FusedMask, Sight, spread_masks
+from lmcore.model.kv_cache import Extension, KeyValueCache
 from lmcore.model.linear import Linear
-from lmcore.model.settings import NO_DIFFUSION, ModelParams
+from lmcore.model.params import NO_DIFFUSION, ModelParams
+from lmcore.model.tidar import FusedMask, Sight, spread_masks
 
 
 def build_norm(params: ModelParams, width: int) -> nn.Module:

@@ -13,10 +13,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from lmcore.serve.answers import AnswerWriter, frame_event
+from lmcore.serve.api_errors import ApiError, explain_validation
 from lmcore.serve.engine import Engine, Item, Submission
-from lmcore.serve.gate import GONE, Gate
-from lmcore.serve.intake import (
+from lmcore.serve.metrics import Metrics
+from lmcore.serve.middleware import GONE, Gate
+from lmcore.serve.openai_schema import CompletionRequest, StreamOptions
+from lmcore.serve.params import Settings
+from lmcore.serve.parse_request import (
     Limits,
     TokenPrompt,
     build_texts,
@@ -25,10 +28,7 @@ from lmcore.serve.intake import (
     read_prompt,
     require_model,
 )
-from lmcore.serve.metrics import Metrics
-from lmcore.serve.protocol import CompletionRequest, StreamOptions
-from lmcore.serve.refusal import ApiError, explain_validation
-from lmcore.serve.settings import Settings
+from lmcore.serve.responses import AnswerWriter, frame_event
 from lmcore.tokenizer.base import Tokenizer
 
 PAGE = Path(__file__).with_name("page.html")

@@ -11,12 +11,12 @@ from itertools import count
 
 import torch
 
-from lmcore.generate.completion import OpenTexts, Piece
 from lmcore.generate.decoder import Decoder, Measure, Request, Tally, measure_logprobs
 from lmcore.generate.sampling import Sampling
+from lmcore.generate.text_stream import OpenTexts, Piece
 from lmcore.model.gpt import GPT
+from lmcore.serve.api_errors import ApiError
 from lmcore.serve.metrics import Metrics
-from lmcore.serve.refusal import ApiError
 from lmcore.tokenizer.base import Tokenizer
 
 # Of prompts that are read between two steps, if there is more than one: all other texts stand still meanwhile.

@@ -15,15 +15,15 @@ import uvicorn
 
 from lmcore.errors import ParameterError
 from lmcore.generate.decoder import Decoder
-from lmcore.generate.samples import open_model
-from lmcore.generate.weights import Weights
-from lmcore.progress import say, warn
+from lmcore.generate.quantize import Weights
+from lmcore.runtime.progress import say, warn
+from lmcore.serve.api_errors import ApiError
 from lmcore.serve.app import build_app
-from lmcore.serve.connections import Connection, Door, allow_connections
+from lmcore.serve.connection_limits import Connection, Door, allow_connections
 from lmcore.serve.engine import Engine
 from lmcore.serve.metrics import Metrics
-from lmcore.serve.refusal import ApiError
-from lmcore.serve.settings import KEEP_ALIVE_SECONDS, Settings
+from lmcore.serve.open_model import open_model
+from lmcore.serve.params import KEEP_ALIVE_SECONDS, Settings
 from lmcore.tokenizer.base import Tokenizer
 
 API_KEY_VARIABLE = "LMCORE_API_KEY"

@@ -12,9 +12,9 @@ import tiktoken
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
+from lmcore.runtime.process_pool import count_cores
 from lmcore.tokenizer.base import END_OF_TEXT, Ids, Tokenizer, define, read_special, write_definition
 from lmcore.tokenizer.byte import BYTE_LEVEL, SYMBOLS, read_symbols, write_symbols
-from lmcore.workers import count_cores
 
 
 def write_pattern(digits: int) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lmcore.errors import ParameterError
 from lmcore.tokens.mixture import Mixture
-from lmcore.tokens.order import permute
+from lmcore.tokens.permutation import permute
 from lmcore.tokens.shards import TokenShards, TokenSource
 from lmcore.tokens.windows import Packing, open_windows
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.tokenizer.base import Tokenizer
+from lmcore.tokens.checksums import VerifiedFiles
 from lmcore.tokens.shards import TokenShards
-from lmcore.tokens.verified import VerifiedFiles
 
 
 @dataclass(frozen=True)

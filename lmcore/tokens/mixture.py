@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from lmcore.tokens.order import permute
+from lmcore.tokens.permutation import permute
 
 BLOCK = 1024  # windows within which the sources alternate in a drawn order
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lmcore.errors import ArtifactError
 from lmcore.files import fingerprint, read_json
 from lmcore.tokenizer.base import Tokenizer
-from lmcore.tokens.verified import VerifiedFiles
+from lmcore.tokens.checksums import VerifiedFiles
 
 MANIFEST = "manifest.json"
 HEADER_BYTES = 128  # of a one-dimensional .npy file, whatever its count

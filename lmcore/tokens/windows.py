@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcore.errors import DataError
-from lmcore.tokens.order import permute
+from lmcore.tokens.permutation import permute
 from lmcore.tokens.shards import TokenShards, TokenSource
 
 Packing = Literal["stream", "document"]

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmcore.tracking.run import Description
-from lmcore.tracking.served_model import save_served_model
+from lmcore.tracking.description import Description
+from lmcore.tracking.mlflow_packaging import save_served_model
 from lmcore.tracking.spool import METRICS, Row, find_row
 from lmcore.tracking.store import RUN_KEY_TAG
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmcore.files import project_root, read_json, write_json
+from lmcore.tracking.description import Description
 from lmcore.tracking.logged_models import LoggedModels
-from lmcore.tracking.run import Description
 from lmcore.tracking.spool import Row
 from lmcore.tracking.store import RUN_KEY_TAG, connect, cut_param, find_experiment, legal_name, search_runs, shown_uri
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lmcore.files import read_json
 from lmcore.params import flatten, read_params
-from lmcore.progress import warn
+from lmcore.runtime.progress import warn
 from lmcore.tracking.session import read_tracking
 from lmcore.tracking.store import (
     RUN_KEY_TAG,

@@ -11,11 +11,11 @@ from typing import Any
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import read_json
 from lmcore.params import parse_section
-from lmcore.progress import say, warn
+from lmcore.runtime.progress import say, warn
 from lmcore.tracking import shipper
+from lmcore.tracking.description import Description, TrackedRun, describe_run
 from lmcore.tracking.mlflow_backend import MlflowBackend
-from lmcore.tracking.run import Description, TrackedRun, describe_run
-from lmcore.tracking.settings import TrackingParams
+from lmcore.tracking.params import TrackingParams
 from lmcore.tracking.shipper import Backend, Shipper
 from lmcore.tracking.system import SystemSampler
 from lmcore.tracking.tensorboard_backend import TensorBoardBackend

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from lmcore.progress import warn
+from lmcore.runtime.progress import warn
 from lmcore.tracking.spool import SPOOLS, Row, read_rows
 from lmcore.tracking.store import explain
 

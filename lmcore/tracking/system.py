@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from lmcore.errors import FULL_DISK
-from lmcore.progress import warn
+from lmcore.runtime.progress import warn
 from lmcore.tracking.spool import SYSTEM, cut_torn_line
 from lmcore.tracking.store import SYSTEM_PREFIX
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmcore.tracking.run import Description
+from lmcore.tracking.description import Description
 from lmcore.tracking.spool import Row
 
 if TYPE_CHECKING:

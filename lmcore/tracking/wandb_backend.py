@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmcore.errors import LmcoreError
 from lmcore.files import read_json, write_json
-from lmcore.tracking.run import Description
+from lmcore.tracking.description import Description
 from lmcore.tracking.spool import Row
 from lmcore.tracking.store import SYSTEM_PREFIX
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.files import read_json, write_file, write_json
-from lmcore.model.settings import DiffusionParams
-from lmcore.progress import say
+from lmcore.model.params import DiffusionParams
+from lmcore.runtime.progress import say
 from lmcore.tokens.batches import Batches
-from lmcore.train.blocks import find_trunk
-from lmcore.train.run import PREVIOUS
+from lmcore.train.params import LENGTHS, TrainParams
+from lmcore.train.run_state import PREVIOUS
 from lmcore.train.schedule import Schedule, plan_schedule
-from lmcore.train.settings import LENGTHS, TrainParams
+from lmcore.train.tidar_blocks import find_trunk
 
 # What may differ: how long a run is and when it decays say nothing about the steps before.
 LENGTH_KEYS = {*LENGTHS, "decay_fraction"}

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lmcore.errors import FULL_DISK, ArtifactError
 from lmcore.files import read_json, sha256_file, write_file, write_json
-from lmcore.progress import warn
+from lmcore.runtime.progress import warn
 
 FORMAT = 1
 # What safetensors calls the types that a training's state may have.

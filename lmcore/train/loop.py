@@ -9,22 +9,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lmcore.distributed import World, split_batch
-from lmcore.hardware import Hardware
-from lmcore.machine import peak_memory_bytes
+from lmcore.hardware.distributed import World, split_batch
+from lmcore.hardware.measure import peak_memory_bytes
+from lmcore.hardware.resolve import Hardware
 from lmcore.model.gpt import GPT
-from lmcore.progress import TrainingProgress
+from lmcore.runtime.progress import TrainingProgress
 from lmcore.tokens.batches import Batches
-from lmcore.train.blocks import choose_blocks, find_trunk
 from lmcore.train.checkpoint import Checkpoints
-from lmcore.train.health import report_spike, require_few_skipped, require_finite
-from lmcore.train.interrupt import Interrupt
-from lmcore.train.run import Record, Run
+from lmcore.train.nan_guard import report_spike, require_few_skipped, require_finite
+from lmcore.train.params import TrainParams
+from lmcore.train.run_state import Record, Run
 from lmcore.train.schedule import Schedule
-from lmcore.train.settings import TrainParams
 from lmcore.train.sharding import whole_weights
+from lmcore.train.signals import Interrupt
 from lmcore.train.state import TrainState
 from lmcore.train.step import Batch, accumulate_gradients, update_weights
+from lmcore.train.tidar_blocks import choose_blocks, find_trunk
 
 
 class ValidationLoss(Protocol):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lmcore.files import derive_seed
 from lmcore.model.gpt import GPT
 from lmcore.model.linear import Linear
-from lmcore.train.settings import TrainParams
+from lmcore.train.params import TrainParams
 
 
 class AdaptedLinear(Linear):

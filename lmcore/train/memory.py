@@ -9,12 +9,13 @@ from typing import Literal, NamedTuple
 import torch
 
 from lmcore.errors import ParameterError
-from lmcore.hardware import Hardware, Precision
-from lmcore.machine import DTYPES, available_memory, total_memory
+from lmcore.hardware.measure import DTYPES, available_memory, total_memory
+from lmcore.hardware.params import Precision
+from lmcore.hardware.resolve import Hardware
 from lmcore.model.attention import cut_into_blocks
 from lmcore.model.gpt import GPT
-from lmcore.model.loss import WHOLE_LOGITS_BYTES
-from lmcore.model.settings import ModelParams
+from lmcore.model.params import ModelParams
+from lmcore.train.loss import WHOLE_LOGITS_BYTES
 from lmcore.train.optimizer import is_hidden_matrix
 
 FP32 = 4  # bytes

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from lmcore.train.muon import Muon
-from lmcore.train.settings import TrainParams
+from lmcore.train.params import TrainParams
 
 ADAM_EPSILON = 1e-8
 

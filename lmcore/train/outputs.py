@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.files import write_folder, write_json, write_text
-from lmcore.model.folder import save_model
 from lmcore.model.gpt import GPT
+from lmcore.model.save_load import save_model
 from lmcore.plots import draw_training
 from lmcore.tokenizer.base import Tokenizer
-from lmcore.train.run import Record, Run
-from lmcore.train.speed import write_speed
+from lmcore.train.run_state import Record, Run
 
 MODEL_FOLDER = Path("models/gpt")
 METRICS_FILE = Path("reports/metrics/train.json")
@@ -32,8 +31,7 @@ def write_outputs(
 ) -> None:
     """The model folder, metrics and curve: a pure function of the weights, the records and the fingerprints.
 
-    `figures` are metrics of the text beside those of the log. The table of speeds is no such function, and so git
-    ignores it.
+    `figures` are metrics of the text beside those of the log.
     """
     metrics = {**summarise(run.records), **figures}
     with write_folder(MODEL_FOLDER) as folder:
@@ -44,7 +42,6 @@ def write_outputs(
     rows = thin(run.records, CURVE_ROWS)
     write_text(CURVE_FILE, format_curve(rows))
     draw_training(rows, PICTURE_FILE)
-    write_speed(run.folder)
 
 
 def summarise(records: list[Record]) -> dict[str, Any]:

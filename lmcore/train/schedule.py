@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from lmcore.errors import ParameterError
-from lmcore.train.settings import TrainParams
+from lmcore.train.params import TrainParams
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from lmcore.distributed import World
-from lmcore.model.loss import LanguageModelLoss
+from lmcore.hardware.distributed import World
+from lmcore.train.loss import LanguageModelLoss
 
 Sharding = Literal["replicate", "full"]
 

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lmcore.distributed import World
 from lmcore.files import derive_seed
-from lmcore.hardware import Hardware
-from lmcore.model.loss import Losses
+from lmcore.hardware.distributed import World
+from lmcore.hardware.resolve import Hardware
+from lmcore.train.loss import Losses
 from lmcore.train.optimizer import set_learning_rate
-from lmcore.train.settings import TrainParams
+from lmcore.train.params import TrainParams
 from lmcore.train.sharding import gather_tensor, sync_gradients
 from lmcore.train.state import TrainState
 

@@ -7,7 +7,7 @@ import pytest
 from chromium import Browser, serve
 from tracked import SETTINGS, make_params
 
-from lmcore.tracking.run import TrackedRun
+from lmcore.tracking.description import TrackedRun
 from lmcore.tracking.session import track_run
 
 STEPS = 40

@@ -19,9 +19,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from tiny import TINY_MODEL, sharpen, tokenizer_params
 
-from lmcore.model.folder import save_model
 from lmcore.model.gpt import GPT
-from lmcore.tokenizer.load import train_tokenizer
+from lmcore.model.save_load import save_model
+from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
 PAGE = ROOT / "lmcore" / "serve" / "page.html"
 KEY = "open-sesame"

@@ -12,7 +12,7 @@ from tiny import tokenizer_params
 
 from lmcore.evaluate.baselines import compress, read_text
 from lmcore.tokenizer.base import Tokenizer
-from lmcore.tokenizer.load import train_tokenizer
+from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
 WORDS = random.Random(0).choices(["tree", "river", "stone", "cloud", "ash"], k=20_000)
 TEXT = " ".join(WORDS).encode()

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from tiny import GPT2_MODEL, make_texts, tokenizer_params
 
+from lmcore.encode.encode import Texts, encode_splits
+from lmcore.encode.params import EncodeParams
 from lmcore.evaluate.breakdown import MIN_DOCUMENTS, Breakdown, cut_positions, find_interval
 from lmcore.evaluate.loss import Loss, measure_loss
 from lmcore.model.gpt import GPT
-from lmcore.tokenizer.load import train_tokenizer
-from lmcore.tokens.encode import EncodeParams, Texts, encode_splits
 from lmcore.tokens.shards import TokenShards
+from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
 CONTEXT_LENGTH = GPT2_MODEL.context_length
 BYTES = train_tokenizer(tokenizer_params("byte"), [])

@@ -11,9 +11,9 @@ from imports import ROOT
 from tiny import TINY_MODEL, encode_texts, tokenizer_params
 
 from lmcore.errors import ParameterError
-from lmcore.model.folder import save_model
 from lmcore.model.gpt import GPT
-from lmcore.tokenizer.load import train_tokenizer
+from lmcore.model.save_load import save_model
+from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 from stages import evaluate
 
 DOCUMENTS = ["one day, a näive cat " * 40, "sat on the 日本 mat " * 30]
@@ -31,7 +31,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tokenizer.save(Path("models/gpt"))
     splits = {"train": [["x"]], "validation": [DOCUMENTS]}
     encode_texts(1000, splits, tokenizer, Path("data/tokens"))
-    Path("params.yaml").write_text("evaluate:\n  max_tokens:\n  suites:\n  max_items:\n  python_samples:\n" + MACHINE)
+    Path("params.yaml").write_text("evaluate:\n  max_tokens:\n  suites:\n  max_items:\n" + MACHINE)
     return tmp_path
 
 
@@ -55,9 +55,7 @@ def test_metrics_of_the_whole_split(project: Path) -> None:
 
 
 def test_metrics_of_a_part(project: Path) -> None:
-    (project / "params.yaml").write_text(
-        "evaluate:\n  max_tokens: 70\n  suites:\n  max_items:\n  python_samples:\n" + MACHINE
-    )
+    (project / "params.yaml").write_text("evaluate:\n  max_tokens: 70\n  suites:\n  max_items:\n" + MACHINE)
     evaluate.main()
     metrics = json.loads((project / "reports/metrics/evaluate.json").read_text())
     assert metrics["tokens"] == 64  # four windows of 16
@@ -70,7 +68,7 @@ def test_benchmarks_beside_it(project: Path) -> None:
     without = json.loads((project / "reports/metrics/evaluate.json").read_text())
     items = [{"context": "one day", "choices": ["a cat", "the mat"], "gold": at % 2} for at in range(5)]
     (project / "own.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    section = "evaluate:\n  max_tokens:\n  suites:\n    - own.jsonl\n  max_items: 3\n  python_samples:\n" + MACHINE
+    section = "evaluate:\n  max_tokens:\n  suites:\n    - own.jsonl\n  max_items: 3\n" + MACHINE
     (project / "params.yaml").write_text(section)
     evaluate.main()
     metrics = json.loads((project / "reports/metrics/evaluate.json").read_text())

@@ -11,16 +11,16 @@ from tiny import GPT2_MODEL, encode_texts, tokenizer_params
 
 from lmcore.errors import ArtifactError, DataError, ParameterError
 from lmcore.evaluate.loss import Loss, measure_loss
-from lmcore.evaluate.settings import EvaluateParams
+from lmcore.evaluate.params import EvaluateParams
 from lmcore.model.gpt import GPT
 from lmcore.params import parse_section
 from lmcore.tokenizer.base import Tokenizer
-from lmcore.tokenizer.load import train_tokenizer
 from lmcore.tokens.batches import fixed_windows
 from lmcore.tokens.shards import TokenShards
+from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
 CONTEXT_LENGTH = GPT2_MODEL.context_length
-EVERYTHING = {"max_tokens": None, "suites": None, "max_items": None, "python_samples": None}
+EVERYTHING = {"max_tokens": None, "suites": None, "max_items": None}
 DOCUMENTS = ["the first document, näive and long enough for windows " * 3, "the second 日本"]
 
 

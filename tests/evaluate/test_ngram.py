@@ -14,8 +14,8 @@ from tiny import encode_texts, make_texts, tokenizer_params
 
 from lmcore.evaluate import ngram
 from lmcore.evaluate.ngram import measure_nats, predict, read_sample
-from lmcore.tokenizer.load import train_tokenizer
 from lmcore.tokens.shards import TokenShards
+from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
 VOCAB_SIZE = 7
 NOTHING = -1

@@ -13,12 +13,13 @@ from torch import Tensor
 
 import lmcore.export.hugging_face
 from lmcore.errors import ArtifactError, LmcoreError, ParameterError
-from lmcore.export.hugging_face import ExportParams, export_model
-from lmcore.export.reference import import_transformers
-from lmcore.model.folder import load_model
+from lmcore.export.hugging_face import export_model
+from lmcore.export.params import ExportParams
+from lmcore.export.transformers_reference import import_transformers
 from lmcore.model.gpt import GPT
-from lmcore.model.hugging_face import named_weights
-from lmcore.model.settings import NO_DIFFUSION
+from lmcore.model.hf_mapping import named_weights
+from lmcore.model.params import NO_DIFFUSION
+from lmcore.model.save_load import load_model
 from lmcore.tokenizer.load import load_tokenizer
 
 FLOAT32 = ExportParams(name="tiny", dtype="float32", gguf=None)

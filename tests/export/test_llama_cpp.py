@@ -13,12 +13,13 @@ from export_models import CHOICES, CLASSIC, MODERN, TEXT, write_model
 from tiktoken_ext import openai_public
 
 from lmcore.errors import ArtifactError, ParameterError
-from lmcore.export.hugging_face import ExportParams, export_model
+from lmcore.export.hugging_face import export_model
 from lmcore.export.llama_cpp import Numbers, name_file
 from lmcore.export.llama_cpp_tokenizer import CL100K, find_pre_tokenizer
-from lmcore.model.architecture import hugging_face_architecture
-from lmcore.model.folder import load_model
-from lmcore.model.hugging_face import named_weights
+from lmcore.export.params import ExportParams
+from lmcore.model.hf_architecture import hugging_face_architecture
+from lmcore.model.hf_mapping import named_weights
+from lmcore.model.save_load import load_model
 from lmcore.tokenizer.base import SAMPLE_TEXTS
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokenizer.pretrained import portable_pattern

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tiny import GPT2_MODEL, TINY_MODEL, sharpen
 
 from lmcore.generate.decoder import Decoder, Request, Token, measure_logprobs
-from lmcore.generate.drafts import LONGEST_MATCH, PromptLookup
+from lmcore.generate.prompt_lookup import LONGEST_MATCH, PromptLookup
 from lmcore.generate.sampling import Sampling
-from lmcore.model.cache import KeyValueCache
 from lmcore.model.gpt import GPT
+from lmcore.model.kv_cache import KeyValueCache
 
 BLOCKS = {
     "gpt2": GPT2_MODEL,

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmcore.generate.completion import Completion
 from lmcore.generate.decoder import Tally
+from lmcore.generate.params import SampleParams
 from lmcore.generate.report import distinct_share, fence, measure_samples, render_json_lines, render_markdown
 from lmcore.generate.samples import Sample
-from lmcore.generate.settings import SampleParams
+from lmcore.generate.text_stream import Completion
 
 PARAMS = SampleParams(
     prompts=["", "a\n```b"],

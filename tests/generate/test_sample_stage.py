@@ -8,9 +8,9 @@ from imports import ROOT
 from tiny import TINY_MODEL, tokenizer_params
 
 from lmcore.errors import ArtifactError, ParameterError
-from lmcore.model.folder import save_model
 from lmcore.model.gpt import GPT
-from lmcore.tokenizer.load import train_tokenizer
+from lmcore.model.save_load import save_model
+from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 from stages import sample
 
 PARAMS = """\

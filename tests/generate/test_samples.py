@@ -5,11 +5,11 @@ import torch
 from tiny import GPT2_MODEL, sharpen, tokenizer_params
 
 from lmcore.errors import ArtifactError
+from lmcore.generate.params import SampleParams
 from lmcore.generate.samples import Sample, draw_samples
-from lmcore.generate.settings import SampleParams
 from lmcore.model.gpt import GPT
 from lmcore.tokenizer.base import Tokenizer
-from lmcore.tokenizer.load import train_tokenizer
+from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
 
 def build_model(vocab_size: int = 257, end_of_text: int | None = 256) -> GPT:

@@ -14,8 +14,8 @@ from transformers.generation.logits_process import (
 
 from lmcore.errors import ParameterError
 from lmcore.files import derive_seed
+from lmcore.generate.params import SampleParams
 from lmcore.generate.sampling import Sampling, choose, keep_min_p, keep_top_k, keep_top_p, penalise
-from lmcore.generate.settings import SampleParams
 from lmcore.params import parse_section
 
 VALID = {

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lmcore.errors import ArtifactError, ParameterError
+from lmcore.lineage.dvc_files import Project, list_places, read_content
 from lmcore.lineage.history import cut_stage
 from lmcore.lineage.lock import Pipeline, parse_pipeline
-from lmcore.lineage.project import Project, list_places, read_content
 from lmcore.lineage.steps import hash_part
 
 LOCK = b"""\

@@ -18,11 +18,11 @@ from lmcore.generate.decoder import Decoder, Request
 from lmcore.generate.sampling import Sampling, choose
 from lmcore.model import attention, gpt
 from lmcore.model.attention import attend, mask_documents, number_documents
-from lmcore.model.cache import KeyValueCache
-from lmcore.model.folder import load_model, save_model
 from lmcore.model.gpt import GPT
-from lmcore.model.loss import LanguageModelLoss
-from lmcore.model.settings import ModelParams
+from lmcore.model.kv_cache import KeyValueCache
+from lmcore.model.params import ModelParams
+from lmcore.model.save_load import load_model, save_model
+from lmcore.train.loss import LanguageModelLoss
 
 VOCABULARY, END = 50, 7
 LONG = {"document_mask": True, "context_length": 256}  # more than a block of queries

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import GPT2_MODEL, TINY_MODEL, disturb
 
-from lmcore.model.cache import KeyValueCache
 from lmcore.model.gpt import GPT, rotary_tables, rotate
-from lmcore.model.settings import ModelParams
+from lmcore.model.kv_cache import KeyValueCache
+from lmcore.model.params import ModelParams
 
 MODELS = {
     "modern": TINY_MODEL,

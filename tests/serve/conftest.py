@@ -11,7 +11,7 @@ from tiny import TINY_MODEL, sharpen, tokenizer_params
 
 from lmcore.model.gpt import GPT
 from lmcore.tokenizer.base import Tokenizer
-from lmcore.tokenizer.load import train_tokenizer
+from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="session")

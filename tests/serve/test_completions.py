@@ -11,8 +11,8 @@ import torch
 from serving import MODEL_NAME, Served, Start
 from tiny import WORDS
 
+from lmcore.generate.params import SampleParams
 from lmcore.generate.samples import draw_samples
-from lmcore.generate.settings import SampleParams
 from lmcore.params import parse_section
 
 pytestmark = pytest.mark.xdist_group("serve")

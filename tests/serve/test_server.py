@@ -17,12 +17,12 @@ from imports import ROOT
 from serving import wait_until
 
 from lmcore.errors import ArtifactError, ParameterError
-from lmcore.generate.samples import open_model
-from lmcore.model.folder import save_model
 from lmcore.model.gpt import GPT
+from lmcore.model.save_load import save_model
 from lmcore.params import read_params
+from lmcore.serve.open_model import open_model
+from lmcore.serve.params import Settings
 from lmcore.serve.server import API_KEY_VARIABLE, bind, read_api_key, serve
-from lmcore.serve.settings import Settings
 from lmcore.tokenizer.base import Tokenizer
 
 pytestmark = [pytest.mark.xdist_group("serve"), pytest.mark.slow]

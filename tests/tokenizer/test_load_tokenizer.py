@@ -11,7 +11,9 @@ from lmcore.errors import ArtifactError, ParameterError
 from lmcore.tokenizer.bpe import BpeTokenizer
 from lmcore.tokenizer.byte import ByteTokenizer
 from lmcore.tokenizer.char import CharTokenizer
-from lmcore.tokenizer.load import TokenizerParams, load_tokenizer, train_tokenizer
+from lmcore.tokenizer.load import load_tokenizer
+from lmcore.train_tokenizer.params import TokenizerParams
+from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
 TEXTS = [["the cat sat on the mat; the end", "émigré"], ["a cat"]]
 

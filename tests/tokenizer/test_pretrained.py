@@ -14,8 +14,9 @@ from tiny import tokenizer_params
 
 from lmcore.errors import ArtifactError
 from lmcore.tokenizer.bpe import BpeTokenizer
-from lmcore.tokenizer.load import load_tokenizer, train_tokenizer
+from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokenizer.pretrained import fetch_pretrained, list_pretrained, portable_pattern
+from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
 END_OF_TEXT_IDS = {"gpt2": 50256, "r50k_base": 50256, "cl100k_base": 100257, "o200k_base": 199999}
 TEXT = "Hello, WORLD's  12345 tests!\n\n\n  it'S über\tKäse   \r\n 你好 ١٢٣٤٥ <|endoftext|> x=1;;\n/  "

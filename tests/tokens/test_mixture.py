@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmcore.encode.encode import Texts, encode_splits
+from lmcore.encode.params import EncodeParams
 from lmcore.errors import DataError, ParameterError
 from lmcore.tokenizer.byte import ByteTokenizer
 from lmcore.tokens.batches import Batches
-from lmcore.tokens.encode import EncodeParams, Texts, encode_splits
 from lmcore.tokens.mixture import BLOCK, Mixture
 from lmcore.tokens.shards import TokenShards
 

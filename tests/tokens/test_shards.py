@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import encode_texts
 
+from lmcore.encode.shard_writer import ShardWriter
 from lmcore.errors import ArtifactError
 from lmcore.files import sha256_file
 from lmcore.tokenizer.byte import ByteTokenizer
 from lmcore.tokenizer.char import CharTokenizer
+from lmcore.tokens.checksums import VerifiedFiles
 from lmcore.tokens.shards import TokenShards
-from lmcore.tokens.verified import VerifiedFiles
-from lmcore.tokens.writer import ShardWriter
 
 TEXT = "abcdefghijklmnopqrstuvw"  # 23 tokens
 

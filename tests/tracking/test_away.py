@@ -17,8 +17,8 @@ from tracked import SETTINGS, log, make_params, make_run
 
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.tracking import shipper
+from lmcore.tracking.description import TrackedRun
 from lmcore.tracking.results import log_results
-from lmcore.tracking.run import TrackedRun
 from lmcore.tracking.session import ship_run, track_run
 from lmcore.tracking.store import connect, explain, read_runs, shown_uri
 

@@ -10,8 +10,8 @@ import pytest
 from mlflow_server import create_database
 from tracked import BEGIN, SETTINGS, log, make_params, make_run, seal
 
+from lmcore.tracking.description import describe_code
 from lmcore.tracking.results import log_results
-from lmcore.tracking.run import describe_code
 from lmcore.tracking.session import track_run
 from lmcore.tracking.spool import SYSTEM
 from lmcore.tracking.store import StoredRun, connect, read_runs

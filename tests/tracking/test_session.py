@@ -39,7 +39,7 @@ def test_a_params_file_from_before(project: Path) -> None:
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmcore.tracking.settings.find_spec", {}.get)
+    monkeypatch.setattr("lmcore.tracking.params.find_spec", {}.get)
     remedy = r"tracking\.backends: wandb is not installed: pip install -e '\.\[wandb\]', or leave it out"
     with pytest.raises(ParameterError, match=remedy):
         plan_tracking({"tracking": {**GOOD, "backends": ["wandb"]}})

@@ -13,11 +13,11 @@ PROGRAM = """
 import hashlib, sys
 import torch
 from tiny import TINY_MODEL, TINY_TRAIN
-from lmcore.distributed import World
-from lmcore.hardware import Hardware
+from lmcore.hardware.distributed import World
+from lmcore.hardware.resolve import Hardware
 from lmcore.model.gpt import GPT
-from lmcore.train.blocks import choose_blocks
-from lmcore.train.session import build_state
+from lmcore.train.tidar_blocks import choose_blocks
+from lmcore.train.trainer import build_state
 from lmcore.train.step import Batch, accumulate_gradients, update_weights
 
 hardware = Hardware("cpu", "cpu", "fp32", 16, compile=sys.argv[1] == "compiled", compile_reason="a test", threads=2)
@@ -39,8 +39,8 @@ print(hashlib.sha256(weights).hexdigest(), loss.total.item())
 
 def train(mode: str, mask: str) -> tuple[str, float]:
     """The hash of the weights after a few steps in a process of their own, and the last loss."""
-    tests = Path(__file__).parents[1]
-    paths = os.pathsep.join([str(tests.parent), str(tests)])
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(root), str(root / "tests" / "support")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-c", PROGRAM, mode, mask]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -17,7 +17,7 @@ import torch
 from lmcore.files import write_file
 from lmcore.train import checkpoint
 from lmcore.train.checkpoint import Checkpoints
-from lmcore.train.run import Run, open_run
+from lmcore.train.run_state import Run, open_run
 
 ROOT = Path(__file__).parents[2]
 FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
@@ -102,7 +102,7 @@ import resource, signal, sys
 from pathlib import Path
 import torch
 from lmcore.train.checkpoint import Checkpoints
-from lmcore.train.run import open_run
+from lmcore.train.run_state import open_run
 
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
@@ -142,7 +142,7 @@ import sys
 from pathlib import Path
 import torch
 from lmcore.train.checkpoint import Checkpoints
-from lmcore.train.run import open_run
+from lmcore.train.run_state import open_run
 
 def make_state(step):
     return {"weight": torch.full((250_000,), float(step))}

@@ -8,13 +8,13 @@ import pytest
 import torch
 from tiny import GPT2_MODEL, TINY_MODEL, TINY_TRAIN
 
-from lmcore.distributed import World
-from lmcore.hardware import Hardware
+from lmcore.hardware.distributed import World
+from lmcore.hardware.resolve import Hardware
 from lmcore.model.gpt import GPT
-from lmcore.model.loss import LanguageModelLoss
-from lmcore.model.settings import ModelParams
+from lmcore.model.params import ModelParams
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import TokenDataset
+from lmcore.train.loss import LanguageModelLoss
 from lmcore.train.optimizer import build_optimizers
 from lmcore.train.schedule import plan_schedule
 from lmcore.train.state import TrainState

@@ -10,23 +10,23 @@ import torch
 from sabotage.trials import MODEL, TRAIN, Project, open_nursery
 from tiny import GPT2_MODEL, TINY_MODEL, TINY_TRAIN
 
-from lmcore.distributed import World
 from lmcore.errors import ParameterError
 from lmcore.evaluate.loss import Loss, measure_loss
-from lmcore.hardware import Hardware
-from lmcore.model.folder import load_model, save_model
+from lmcore.hardware.distributed import World
+from lmcore.hardware.resolve import Hardware
 from lmcore.model.gpt import GPT
-from lmcore.model.loss import LanguageModelLoss
-from lmcore.model.settings import ModelParams
+from lmcore.model.params import ModelParams
+from lmcore.model.save_load import load_model, save_model
 from lmcore.params import parse_section
 from lmcore.tokenizer.byte import ByteTokenizer
 from lmcore.tokens.dataset import TokenDataset
-from lmcore.tracking.run import TrackedRun
+from lmcore.tracking.description import TrackedRun
 from lmcore.train.lora import AdaptedLinear, adapt_model, merge_adapters
+from lmcore.train.loss import LanguageModelLoss
 from lmcore.train.memory import estimate_memory
-from lmcore.train.session import open_batches, run_training
-from lmcore.train.settings import TrainParams
+from lmcore.train.params import TrainParams
 from lmcore.train.sharding import distribute
+from lmcore.train.trainer import open_batches, run_training
 
 LORA = TINY_TRAIN.model_copy(update={"init_from": "base", "lora_rank": 3, "lora_alpha": 6.0})
 LONGER = {"max_steps": 150, "eval_every": 150, "checkpoint_every_steps": None}  # past single letters' frequencies

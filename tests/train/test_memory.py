@@ -10,13 +10,13 @@ from tiny import GPT2_MODEL, TINY_MODEL, TINY_TRAIN
 from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from lmcore.distributed import World
 from lmcore.errors import ParameterError
-from lmcore.hardware import Hardware, Precision
+from lmcore.hardware.distributed import World
+from lmcore.hardware.params import Precision
+from lmcore.hardware.resolve import Hardware
 from lmcore.model.gpt import GPT
-from lmcore.model.loss import LanguageModelLoss
-from lmcore.model.settings import ModelParams
-from lmcore.train.blocks import choose_blocks
+from lmcore.model.params import ModelParams
+from lmcore.train.loss import LanguageModelLoss
 from lmcore.train.memory import (
     MemoryEstimate,
     choose_micro_batch,
@@ -28,6 +28,7 @@ from lmcore.train.memory import (
 )
 from lmcore.train.optimizer import build_optimizers
 from lmcore.train.sharding import distribute
+from lmcore.train.tidar_blocks import choose_blocks
 
 MODERN = TINY_MODEL.model_copy(update={"n_layers": 3, "d_model": 64, "d_ff": 192, "context_length": 64})
 CLASSIC = GPT2_MODEL.model_copy(update={"n_layers": 3, "d_model": 64, "context_length": 64})
@@ -141,7 +142,7 @@ def test_the_total_is_the_peak_of_a_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By torch's own accounting of every tensor; with the logits whole, and in pieces."""
-    monkeypatch.setattr("lmcore.model.loss.WHOLE_LOGITS_BYTES", whole_logits)
+    monkeypatch.setattr("lmcore.train.loss.WHOLE_LOGITS_BYTES", whole_logits)
     monkeypatch.setattr("lmcore.train.memory.WHOLE_LOGITS_BYTES", whole_logits)
     params = SHAPES[shape]
     model, objective, optimizers = build(params, checkpointing=checkpointing, vocab_size=vocab_size)

@@ -8,8 +8,8 @@ from tiny import TINY_TRAIN
 
 from lmcore.errors import ParameterError
 from lmcore.params import parse_section
+from lmcore.train.params import TrainParams
 from lmcore.train.schedule import Schedule, plan_schedule
-from lmcore.train.settings import TrainParams
 
 CONTEXT, TOKENS = 16, 1000  # tokens a window, and in the train split
 

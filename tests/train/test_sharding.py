@@ -15,10 +15,10 @@ from sharded_training import BATCH, STEPS, VOCABULARY, Job, Training
 from tiny import GPT2_MODEL, TINY_MODEL
 from torch import Tensor
 
-from lmcore.distributed import World
+from lmcore.hardware.distributed import World
 from lmcore.model.gpt import GPT
-from lmcore.model.loss import LanguageModelLoss
-from lmcore.train import session
+from lmcore.train import trainer as session
+from lmcore.train.loss import LanguageModelLoss
 from lmcore.train.sharding import distribute, gather_tensor, shard_like, sync_gradients, whole_weights
 from lmcore.train.state import TrainState
 

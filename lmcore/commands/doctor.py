@@ -1,0 +1,294 @@
+"""What is so with this machine and this project, and for what is wrong the command that mends it."""
+
+import fcntl
+import json
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lmcore.commands.findings import Finding
+from lmcore.commands.forecast import EXPLANATION, Forecast, forecast, measure_peak
+from lmcore.commands.killed import examine_experiments, explain_no_branch, find_killed_run
+from lmcore.commands.remotes import find_secrets
+from lmcore.download.download import find_changes
+from lmcore.encode.pretokenized import find_changed_tokens
+from lmcore.errors import ArtifactError, LmcoreError, ParameterError
+from lmcore.experiments.queue import read_command, require_owner
+from lmcore.files import read_json
+from lmcore.hardware.measure import available_memory, total_memory
+from lmcore.model.params import ModelParams
+from lmcore.params import Change, compare_values, parse_section, read_params
+from lmcore.runtime.progress import show_bytes, show_count, show_duration
+from lmcore.train.params import TrainParams
+
+PACKAGES = {"torch": "torch", "DVC": "dvc", "MLflow": "mlflow"}
+MADE = ("data", "models", "reports", "runs")
+SPARE_CHECKPOINTS = 3  # beside train.keep_checkpoints: the best, the end of a constant phase, the one being written
+
+
+def examine(root: Path) -> Iterator[Finding]:
+    """All findings on the project in `root`. Raises ParameterError if there is none."""
+    if not (root / "dvc.yaml").exists():
+        raise ParameterError(f"{root} holds no dvc.yaml: run in the project's folder")
+    yield from _find_versions()
+    try:
+        values = read_params(root / "params.yaml")
+        yield from _find_resources(root, values)
+        yield from _find_unfinished_runs(root / "runs", values)
+    except LmcoreError as error:
+        yield Finding(str(error), "edit params.yaml", needs_user=True)
+    yield from _find_changed_text(root / "data" / "raw")
+    yield from _find_changed_tokens(root / "data" / "tokens")
+    yield from _find_git_state(root)
+    if _can_ask_git(root):
+        yield from examine_experiments(root)
+    yield from _find_torn_lock(root / "dvc.lock")
+    yield from _find_dvc_lock(root)
+    yield from _find_secrets(root / ".dvc" / "config")
+    yield from _find_leftovers(root)
+
+
+def _find_changed_text(raw: Path) -> Iterator[Finding]:
+    """One's own text, which DVC does not watch outside data/own, when it is no longer what the corpus was made of."""
+    if (raw / "manifest.json").exists() and (changed := find_changes(raw)):
+        names = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+        text = f"{len(changed):,} files of your text have changed since the download stage: {names}"
+        yield Finding(text, "dvc repro --force download, then dvc repro")
+
+
+def _find_changed_tokens(folder: Path) -> Iterator[Finding]:
+    """The same for tokens that others made (encode.tokenized)."""
+    if (folder / "manifest.json").exists() and (changed := find_changed_tokens(folder)):
+        names = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+        text = f"{len(changed):,} files of encode.tokenized have changed since the encode stage: {names}"
+        yield Finding(text, "dvc repro --force encode, then dvc repro")
+
+
+def _find_versions() -> Iterator[Finding]:
+    found = [f"Python {platform.python_version()}"]
+    for name, package in PACKAGES.items():
+        try:
+            found.append(f"{name} {version(package)}")
+        except PackageNotFoundError:
+            yield Finding(f"{name} is not installed", "make setup", needs_user=True)
+    yield Finding(", ".join(found))
+
+
+def _find_resources(root: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
+    """What params.yaml asks for, and the processor or card, memory, time and disk that there are for it."""
+    predicted = forecast(values)
+    hardware, size = predicted.hardware, predicted.size
+    compiled = "compiled" if hardware.compile else "not compiled"
+    peak = measure_peak(hardware.device, hardware.precision)
+    yield Finding(
+        f"hardware: profile {hardware.profile}, {hardware.processes} x {hardware.device}, {hardware.precision} "
+        f"({hardware.precision_reason}), {hardware.threads} threads, {compiled} ({hardware.compile_reason}), "
+        f"matrix products measured at {peak / 1e9:,.0f} GFLOP/s"
+    )
+    yield Finding(
+        f"params.yaml: {show_count(size.parameters)} parameters, {show_count(size.tokens)} tokens, about "
+        f"{show_duration(predicted.seconds)} of training here (estimated: {EXPLANATION})"
+    )
+    yield _judge_memory(predicted)
+    keep = parse_section(TrainParams, "train", values["train"]).keep_checkpoints
+    yield _judge_disk(shutil.disk_usage(root).free, predicted, keep)
+
+
+def _judge_memory(predicted: Forecast) -> Finding:
+    if predicted.obstacle:
+        return Finding(f"memory: {predicted.obstacle}", "change params.yaml so", needs_user=True)
+    device = predicted.hardware.device
+    return Finding(
+        f"memory: a step of {predicted.hardware.micro_batch_size} sequences needs {show_bytes(predicted.memory.total)} "
+        f"(estimated), {show_bytes(available_memory(device))} of {show_bytes(total_memory(device))} are free"
+    )
+
+
+def _judge_disk(free: int, predicted: Forecast, keep: int) -> Finding:
+    shards = predicted.hardware.processes if predicted.hardware.sharding == "full" else 1
+    needed = (keep + SPARE_CHECKPOINTS) * (predicted.memory.parameters + predicted.memory.optimizer) * shards
+    text = f"disk: {show_bytes(free)} free, checkpoints take up to {show_bytes(needed)}"
+    if free < needed:
+        return Finding(text, "free some space, or lower train.keep_checkpoints", needs_user=True)
+    return Finding(text)
+
+
+def _find_unfinished_runs(runs: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
+    """The trainings that are under way, and those that stopped, with the way to go on."""
+    current = {
+        "model": parse_section(ModelParams, "model", values.get("model")).model_dump(),
+        "train": parse_section(TrainParams, "train", values.get("train")).model_dump(),
+    }
+    for path in sorted(runs.glob("*/identity.json")):
+        folder = path.parent
+        if (folder / "summary.json").exists():
+            continue
+        lock = runs / f"{folder.name}.lock"
+        step = _last_checkpoint(folder)
+        if lock.exists() and _is_locked(lock):
+            yield Finding(f"runs/{folder.name} is being trained by {_name_holders(lock)}, last saved at step {step}")
+            continue
+        remove = f"rm -r runs/{folder.name}"
+        try:
+            identity = read_json(path, remove)
+            if identity["model"].keys() != current["model"].keys():
+                text = f"runs/{folder.name} stopped at step {step} in another version of lmcore and does not go on"
+                yield Finding(text, remove, needs_user=True)
+                continue
+            wanted = compare_values(current, {section: identity[section] for section in current})
+        except (LmcoreError, KeyError, AttributeError):
+            yield Finding(f"runs/{folder.name}/identity.json is damaged", remove, needs_user=True)
+            continue
+        text = f"runs/{folder.name} stopped at step {step} and goes on where text and tokenizer are those it began with"
+        yield Finding(text, f"{_go_on(wanted)}, or {remove}", needs_user=True)
+
+
+def _last_checkpoint(run: Path) -> int:
+    """The step of the newest checkpoint that was sealed; 0 without one."""
+    seals = (run / "checkpoints").glob("step-*.json")
+    return max((int(seal.stem.removeprefix("step-")) for seal in seals), default=0)
+
+
+def _go_on(changes: list[Change]) -> str:
+    """The command that goes on with a run whose parameters differ from params.yaml by `changes`."""
+    settings = [setting for change in changes for setting in _spell_settings(change)]
+    return "dvc repro" if not settings else " ".join(["dvc exp run", *(f"-S {shlex.quote(each)}" for each in settings)])
+
+
+def _spell_settings(change: Change) -> list[str]:
+    """A change in the words of `dvc exp run -S`, which keeps the names that a key has unless it is emptied first."""
+    name = f"{change.section}.{change.key}"
+    if isinstance(change.new, dict):
+        entries = ",".join(f"{key}:{json.dumps(value)}" for key, value in change.new.items())
+        return [*([f"{name}=null"] if change.old else []), f"{name}={{{entries}}}"]
+    return [f"{name}={json.dumps(change.new).strip(chr(34))}"]
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process holds the lock; asked for a shared one, so that two doctors do not see each other."""
+    with path.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _name_holders(path: Path) -> str:
+    """The processes that have the file open: the one that holds it, and those that wait for it."""
+    holders = []
+    for process in sorted(Path("/proc").glob("[0-9]*")):
+        try:
+            is_open = any(link.readlink() == path.resolve() for link in (process / "fd").iterdir())
+        except OSError:  # it has ended meanwhile, or is somebody else's
+            continue
+        if is_open:
+            holders.append(f"process {process.name} ({read_command(int(process.name))})")
+    return ", ".join(holders) or "another process"
+
+
+def _can_ask_git(root: Path) -> bool:
+    """Whether git is there and reads this folder; what is wrong otherwise is said by `_find_git_state`."""
+    command = ["git", "rev-parse", "--git-dir"]
+    return bool(shutil.which("git")) and not subprocess.run(command, cwd=root, capture_output=True).returncode
+
+
+def _find_git_state(root: Path) -> Iterator[Finding]:
+    if not shutil.which("git"):
+        yield Finding("git is not installed, and DVC needs it", "install git", needs_user=True)
+        return
+    command = ["git", "status", "--porcelain=v2", "--branch"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if result.returncode:
+        try:
+            require_owner(result.stderr)
+        except ArtifactError as error:
+            text, _, remedy = str(error).partition(": ")
+            yield Finding(text, remedy, needs_user=True)
+        else:
+            yield Finding(f"git: {result.stderr.strip().partition(chr(10))[0]}", "git init", needs_user=True)
+        return
+    lines = result.stdout.splitlines()
+    facts = dict(line.removeprefix("# ").split(" ", 1) for line in lines if line.startswith("# "))
+    changed = sum(not line.startswith("# ") for line in lines)
+    branch, commit = facts["branch.head"], facts["branch.oid"][:7]
+    if killed := find_killed_run(root, changed):  # what has changed is an experiment's then, and not to be committed
+        yield killed
+        return
+    if branch == "(detached)":
+        yield explain_no_branch(root, commit)
+    if changed:
+        yield Finding(f"git: {changed} files differ from commit {commit}: what runs now has no commit", "git commit -a")
+    else:
+        yield Finding(f"git: nothing differs from commit {commit}")
+
+
+def _find_torn_lock(path: Path) -> Iterator[Finding]:
+    """DVC writes dvc.lock in place: a kill -9 or a power cut at that moment leaves it empty or cut off."""
+    try:
+        whole = not path.exists() or "schema" in read_params(path)
+    except ParameterError:
+        whole = False
+    if not whole:
+        remedy = f"git checkout {path.name}, then dvc repro, which has what was done from DVC's cache"
+        yield Finding(f"{path.name} is damaged, and DVC will not start", remedy, needs_user=True)
+
+
+def _find_dvc_lock(root: Path) -> Iterator[Finding]:
+    """Who works through DVC. What a killed one left behind counts again when another process gets its number."""
+    path = root / ".dvc" / "tmp" / "rwlock"
+    remove = f"rm {path.relative_to(root)}"
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entries = [entry for entries in content.get("read", {}).values() for entry in entries]
+        holders = {(entry["pid"], entry["cmd"]) for entry in [*entries, *content.get("write", {}).values()]}
+    except (ValueError, LookupError, AttributeError, TypeError):
+        yield Finding(".dvc/tmp/rwlock is damaged, and DVC will not start", remove, needs_user=True)
+        return
+    for pid, told in sorted(holders):
+        command = read_command(pid)
+        if command is None:
+            yield Finding(f".dvc/tmp/rwlock names process {pid} (`{told}`), which is gone; DVC passes over it", remove)
+        elif "dvc" in command:
+            yield Finding(f"`{told}` is at work as process {pid}")
+        else:
+            text = f".dvc/tmp/rwlock names process {pid} (`{told}`), which is another program now, and DVC waits for it"
+            yield Finding(text, remove, needs_user=True)
+
+
+def _find_secrets(config: Path) -> Iterator[Finding]:
+    """Passwords that `dvc remote modify` without --local has put where git keeps them."""
+    try:
+        secrets = find_secrets(config)
+    except ArtifactError as error:
+        yield Finding(f".dvc/{error}", "git checkout .dvc/config", needs_user=True)
+        return
+    for remote, key in secrets:
+        text = f".dvc/config, which git has, holds a secret of the remote {remote}: {key}"
+        keep = f"dvc remote modify --local {remote} {'password' if key == 'url' else key} VALUE"
+        drop = f"dvc remote modify {remote} url URL" if key == "url" else f"dvc remote modify --unset {remote} {key}"
+        yield Finding(text, f"{drop}; {keep}; a new secret if this one was pushed", needs_user=True)
+
+
+def _find_leftovers(root: Path) -> Iterator[Finding]:
+    """`.NAME.partial-PID`, where killed processes were writing NAME; whoever writes NAME next removes them."""
+    pattern = ".*.partial-*"
+    for place in sorted([*root.glob(pattern), *(path for name in MADE for path in (root / name).rglob(pattern))]):
+        named = re.fullmatch(r"\.(.+)\.partial-(\d+)", place.name)
+        if not named or read_command(int(named[2])) is not None:
+            continue
+        target, shown = place.with_name(named[1]), place.relative_to(root)
+        remove = f"rm -r {shlex.quote(str(shown))}"
+        if (place / "old").exists() and not target.exists():  # killed between two renames
+            restore = f"mv {shlex.quote(f'{shown}/old')} {shlex.quote(str(target.relative_to(root)))}"
+            yield Finding(f"{shown}/old is all there is of {target.name}", f"{restore} && {remove}", needs_user=True)
+        else:
+            yield Finding(f"{shown} was left by a process that was killed", remove)

@@ -1,0 +1,138 @@
+"""What params.yaml asks for, before anything runs: parameters, tokens, memory, and the time that this machine takes."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lmcore.errors import ParameterError
+from lmcore.hardware.measure import measure_peak_flops
+from lmcore.hardware.params import HardwareParams
+from lmcore.hardware.resolve import Hardware, resolve_hardware
+from lmcore.model.gpt import GPT
+from lmcore.model.params import ModelParams
+from lmcore.params import parse_section
+from lmcore.train.memory import MemoryEstimate, estimate_memory, fit_to_memory
+from lmcore.train.params import TrainParams
+from lmcore.train.schedule import estimate_flops, plan_schedule
+from lmcore.train_tokenizer.params import TokenizerParams
+from lmcore.train_tokenizer.train_tokenizer import load_named
+
+# Share of the fastest matrix product that a training step is taken to reach. On two cores with AMX a 10.6M model had
+# 0.54 in fp32 and 0.27 in bfloat16, compiled; on one large GPU 0.5 is what this project aims at.
+EFFICIENCY = 0.4
+EXPLANATION = f"6 operations per parameter and token, at {EFFICIENCY:.0%} of its fastest matrix product"
+
+BYTE_VOCABULARY = 257
+CHAR_VOCABULARY = 65 + BYTE_VOCABULARY  # tinyshakespeare's; another text's is known once its tokenizer is trained
+# Entries of tiktoken's encodings up to the highest that is kept, ordinary or end-of-text; and of models on the hub.
+PUBLISHED_VOCABULARIES = {
+    "gpt2": 50_257,
+    **dict.fromkeys((f"openai-community/gpt2{size}" for size in ("", "-medium", "-large", "-xl")), 50_257),
+    "r50k_base": 50_257,
+    "p50k_base": 50_281,
+    "p50k_edit": 50_281,
+    "cl100k_base": 100_258,
+    "o200k_base": 200_000,
+    "o200k_harmony": 200_000,
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What does not depend on the machine; `tokens` is None where the corpus decides (train.epochs)."""
+
+    parameters: int
+    vocab_size: int
+    tokens: int | None
+    masks_per_token: float = 0.0
+
+    @property
+    def flops(self) -> float | None:
+        """Operations of the whole training."""
+        if self.tokens is None:
+            return None
+        return estimate_flops(self.parameters, round(self.tokens * (1 + self.masks_per_token)))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A size and what this machine makes of it. Memory is a process's; `seconds` is None where the tokens are."""
+
+    size: Size
+    hardware: Hardware
+    memory: MemoryEstimate
+    obstacle: str | None  # why a step does not fit into what is free; `memory` is that of a single sequence then
+    seconds: float | None
+
+
+def measure_size(values: Mapping[str, Any]) -> Size:
+    """The size of what `values` (all of params.yaml) ask for. Raises ParameterError."""
+    model = parse_section(ModelParams, "model", values.get("model"))
+    train = parse_section(TrainParams, "train", values.get("train"))
+    vocab_size = expect_vocabulary(parse_section(TokenizerParams, "train_tokenizer", values.get("train_tokenizer")))
+    tokens = None
+    if train.epochs is None:
+        steps = plan_schedule(train, model.context_length, 0).steps
+        tokens = steps * train.batch_size * model.context_length
+    return Size(GPT.outline(model, vocab_size).count_parameters(), vocab_size, tokens, model.masks_per_token)
+
+
+def expect_vocabulary(params: TokenizerParams) -> int:
+    """Entries that the tokenizer will have; `char` is a guess, and so is `bpe` where the text is too short for all."""
+    match params.kind:
+        case "bpe":
+            assert params.vocab_size is not None
+            return params.vocab_size
+        case "pretrained":
+            assert params.name is not None
+            if published := PUBLISHED_VOCABULARIES.get(params.name):
+                return published + len(params.special_tokens)
+            return load_named(params.name).reserve(params.special_tokens).vocab_size
+        case "byte":
+            return BYTE_VOCABULARY + len(params.special_tokens)
+        case "char":
+            return CHAR_VOCABULARY + len(params.special_tokens)
+
+
+def forecast(values: Mapping[str, Any]) -> Forecast:
+    """What this machine makes of `values` (all of params.yaml). Raises ParameterError for what it has not."""
+    size = measure_size(values)
+    model = parse_section(ModelParams, "model", values.get("model"))
+    train = parse_section(TrainParams, "train", values.get("train"))
+    request = parse_section(HardwareParams, "hardware", values.get("hardware"))
+    hardware = resolve_hardware(request, dict(values), train.batch_size, model.context_length, size.flops or 0.0)
+    ema, obstacle = train.ema_decay is not None, None
+    try:
+        hardware = fit_to_memory(
+            hardware, model, size.vocab_size, optimizer=train.optimizer, ema=ema, lora_rank=train.lora_rank
+        )
+    except ParameterError as error:
+        hardware, obstacle = replace(hardware, micro_batch_size=1), str(error)
+    memory = estimate_memory(
+        model,
+        size.vocab_size,
+        micro_batch_size=hardware.micro_batch_size,
+        optimizer=train.optimizer,
+        precision=hardware.precision,
+        activation_checkpointing=hardware.activation_checkpointing,
+        shards=hardware.processes if hardware.sharding == "full" else 1,
+        ema=ema,
+        device=hardware.device,
+        compiled=hardware.compile,
+        lora_rank=train.lora_rank,
+    )
+    rate = measure_rate(hardware)
+    return Forecast(size, hardware, memory, obstacle, None if size.flops is None else size.flops / rate)
+
+
+def measure_rate(hardware: Hardware) -> float:
+    """FLOP/s that training is taken to reach, all processes together: EFFICIENCY of the measured peak."""
+    cards = hardware.processes if hardware.device == "cuda" else 1  # elsewhere all processes share one device
+    return EFFICIENCY * cards * measure_peak(hardware.device, hardware.precision)
+
+
+@functools.cache
+def measure_peak(device: str, precision: str) -> float:
+    """`measure_peak_flops`, once per process."""
+    return measure_peak_flops(device, precision)

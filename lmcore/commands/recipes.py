@@ -1,0 +1,156 @@
+"""Recipes: sets of parameters for whole situations, laid over params.yaml, and what each of them costs."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmcore.commands.edit_params import rewrite_file
+from lmcore.commands.forecast import EXPLANATION, forecast, measure_size
+from lmcore.download.params import DownloadParams
+from lmcore.encode.params import EncodeParams
+from lmcore.errors import ArtifactError, LmcoreError, ParameterError
+from lmcore.evaluate.params import EvaluateParams
+from lmcore.export.params import ExportParams
+from lmcore.generate.params import SampleParams
+from lmcore.hardware.params import HardwareParams
+from lmcore.model.hf_architecture import explain_misfit, hugging_face_architecture
+from lmcore.model.params import ModelParams
+from lmcore.params import Section, compare_values, parse_section, read_params
+from lmcore.prepare.params import PrepareParams
+from lmcore.runtime.progress import say, show_bytes, show_count, show_duration, warn
+from lmcore.train.params import TrainParams
+from lmcore.train_tokenizer.params import TokenizerParams
+
+SECTIONS: dict[str, type[Section]] = {
+    "download": DownloadParams,
+    "prepare": PrepareParams,
+    "train_tokenizer": TokenizerParams,
+    "encode": EncodeParams,
+    "model": ModelParams,
+    "train": TrainParams,
+    "evaluate": EvaluateParams,
+    "sample": SampleParams,
+    "export": ExportParams,
+    "hardware": HardwareParams,
+}
+ROW = "{:20}  {:>10}  {:>7}  {:>16}  {:>9}  {}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An overlay: of some sections, some keys."""
+
+    name: str
+    purpose: str  # the first line of the file's comment
+    overlay: dict[str, dict[str, Any]]
+
+
+def list_recipes(folder: Path) -> list[Recipe]:
+    """The recipes in `folder`, by name. Raises ArtifactError if there are none."""
+    paths = sorted(folder.glob("*.yaml"))
+    if not paths:
+        raise ArtifactError(f"{folder} holds no recipes: run in the project's folder, where dvc.yaml lies")
+    return [read_recipe(path) for path in paths]
+
+
+def find_recipe(name: str, folder: Path) -> Recipe:
+    """The recipe called `name` in `folder`, or the file `name` if that ends with .yaml. Raises ParameterError."""
+    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(path.stem for path in folder.glob("*.yaml"))
+        near = difflib.get_close_matches(path.stem.lower(), known, n=1, cutoff=0.7)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ParameterError(
+            f"recipe {name!r}: {hint}must be one of {', '.join(known)}, or a file of your own that ends with .yaml"
+        )
+    return read_recipe(path)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The overlay in `path`. Raises ParameterError when it is none; `overlay_values` judges what it says."""
+    overlay = read_params(path)
+    for section, values in overlay.items():
+        if section not in SECTIONS:
+            near = difflib.get_close_matches(str(section), SECTIONS, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"known sections: {', '.join(SECTIONS)}"
+            raise ParameterError(f"{path}: {section}: unknown section, {remedy}")
+        if not isinstance(values, dict):
+            raise ParameterError(f"{path}: {section}: must be a section with some of its keys")
+    comment = re.match("# *(.*)", path.read_text(encoding="utf-8"))
+    return Recipe(path.stem, comment[1] if comment else "", overlay)
+
+
+def overlay_values(values: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """`values` (all of params.yaml) with the recipe's on top. Raises ParameterError if the result is not valid."""
+    result = {**values}
+    for section, changed in recipe.overlay.items():
+        present = values.get(section)
+        result[section] = _lay_over(present if isinstance(present, dict) else {}, changed, SECTIONS[section])
+    try:
+        for section, kind in SECTIONS.items():
+            parse_section(kind, section, result.get(section))
+        measure_size(result)
+    except LmcoreError as error:
+        raise ParameterError(f"recipe {recipe.name} over params.yaml: {error}") from None
+    return result
+
+
+def _lay_over(values: Mapping[str, Any], changed: Mapping[str, Any], kind: type[Section]) -> dict[str, Any]:
+    """`values` with the changed ones; of a section within the section too, some keys may be given."""
+    result = {**values, **changed}
+    for key, field in kind.model_fields.items():
+        inner, before = field.annotation, values.get(key)
+        is_section = isinstance(inner, type) and issubclass(inner, Section)
+        if is_section and isinstance(before, dict) and isinstance(changed.get(key), dict):
+            result[key] = {**before, **changed[key]}
+    return result
+
+
+def apply_recipe(recipe: Recipe, path: Path, *, dry_run: bool = False) -> None:
+    """Write the recipe's values into the params.yaml at `path`, nothing else, and say what changes.
+
+    Raises ParameterError, and writes nothing, if the result would not be valid.
+    """
+    values = read_params(path)
+    result = overlay_values(values, recipe)
+    changes = compare_values(values, result)
+    rewrite_file(path, changes, dry_run=dry_run)
+    for change in changes:
+        say(str(change))
+    model = parse_section(ModelParams, "model", result["model"])
+    if hugging_face_architecture(model) is None:
+        warn(f"the export stage will refuse this model: {explain_misfit(model)}")
+    if "download" not in recipe.overlay:
+        download = parse_section(DownloadParams, "download", result["download"])
+        origin = next(key for key in ("mix", "path", "url", "source") if getattr(download, key))
+        say(f"recipe {recipe.name} leaves the corpus to you: download.{origin}={getattr(download, origin)} stays")
+    if not changes:
+        say(f"params.yaml is recipe {recipe.name} already")
+    elif dry_run:
+        say("nothing is written (--dry-run)")
+    else:
+        say(f"params.yaml is recipe {recipe.name} now: dvc repro runs it")
+
+
+def tabulate_recipes(recipes: list[Recipe], values: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each recipe over `values`, those that cost least first; below, how the times are estimated."""
+    overlaid = [(recipe, overlay_values(values, recipe)) for recipe in recipes]
+    yield ROW.format("recipe", "parameters", "tokens", "memory", "time", "for")
+    for recipe, result in sorted(overlaid, key=lambda pair: measure_size(pair[1]).flops or 0.0):
+        yield _tabulate(recipe, result)
+    yield f"memory and time are estimated for this machine: {EXPLANATION}"
+
+
+def _tabulate(recipe: Recipe, values: Mapping[str, Any]) -> str:
+    """Name, parameters, tokens, memory, time and purpose in columns; instead of the last, why it does not run here."""
+    size = measure_size(values)
+    start = (recipe.name, show_count(size.parameters), show_count(size.tokens))
+    try:
+        predicted = forecast(values)
+    except LmcoreError as error:
+        return ROW.format(*start, "", "", f"does not run here: {error}")
+    memory = show_bytes(predicted.memory.total) + (", too much" if predicted.obstacle else "")
+    return ROW.format(*start, memory, show_duration(predicted.seconds), recipe.purpose)

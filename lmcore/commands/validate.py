@@ -1,0 +1,147 @@
+"""Whether transformers and lmcore say the same of a model: logits of a prompt, and what each goes on with."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from lmcore.errors import ArtifactError, ParameterError
+from lmcore.export.hugging_face import require_architecture, write_hugging_face
+from lmcore.export.transformers_reference import (
+    Difference,
+    Probe,
+    compute_ours,
+    compute_theirs,
+    explain_failure,
+    import_transformers,
+    load_with_transformers,
+    measure_difference,
+)
+from lmcore.files import read_json
+from lmcore.generate.decoder import Decoder, Request
+from lmcore.generate.sampling import Sampling
+from lmcore.hub import find_model
+from lmcore.model.gpt import GPT
+from lmcore.model.save_load import load_model
+from lmcore.tokenizer.load import load_tokenizer
+
+NEW_TOKENS = 20
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What both made of a prompt of so many tokens; `tokenizer` says in a phrase whose it was cut by."""
+
+    prompt_tokens: int
+    tokenizer: str
+    difference: Difference
+    next_tokens: tuple[str, str]  # ours and theirs
+    continuations: tuple[str, str]
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the logits differ by rounding alone."""
+        return self.difference.is_rounding
+
+    def describe(self) -> Iterator[str]:
+        """The findings, a line each."""
+        ours, theirs = map(json.dumps, self.next_tokens)
+        found, allowed = self.difference
+        yield f"prompt: {self.prompt_tokens} tokens, {self.tokenizer}"
+        yield f"logits: the largest difference is {found:.3g}, rounding explains {allowed:.3g}"
+        yield f"next token: {ours} in both" if ours == theirs else f"next token: {ours} in lmcore, {theirs} there"
+        yield f"lmcore goes on:       {json.dumps(self.continuations[0], ensure_ascii=False)}"
+        yield f"transformers goes on: {json.dumps(self.continuations[1], ensure_ascii=False)}"
+        yield "the same" if self.is_same else "not the same: lmcore and transformers compute different models"
+
+
+def validate_model(name: str, prompt: str) -> Validation:
+    """Compare lmcore with transformers on the model `name`, a folder or on the hub, after `prompt`.
+
+    A model of ours goes through its export, in a temporary folder. One after the other is in memory. Raises
+    ParameterError for a name or a prompt that will not do, ArtifactError for a model that one of them does not read.
+    """
+    folder = find_model(name, None).folder
+    model = load_model(folder).without_masks()
+    with as_hugging_face(folder, model) as theirs:
+        transformers = import_transformers()
+        with explain_failure(theirs):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(theirs, local_files_only=True)
+        tokens = tokenizer.encode(prompt, add_special_tokens=False) or [tokenizer.eos_token_id]
+        require_prompt(model, tokens, folder)
+        context = model.params.context_length
+        new_tokens = min(NEW_TOKENS, context - len(tokens))
+        probe = Probe(torch.tensor([tokens]), torch.arange(len(tokens)))
+        ours, ours_next = compute_ours(model, [probe]), continue_ours(model, tokens, new_tokens)
+        model.to("meta")  # two models at once would need twice the memory
+        network = load_with_transformers(theirs)
+        expected = compute_theirs(network, [probe], theirs)
+        theirs_next = continue_theirs(network, tokens, new_tokens)
+        return Validation(
+            prompt_tokens=len(tokens),
+            tokenizer=compare_ids(folder, prompt, tokens),
+            difference=measure_difference(ours, expected),
+            next_tokens=(tokenizer.decode(ours_next[:1]), tokenizer.decode(theirs_next[:1])),
+            continuations=(tokenizer.decode(ours_next), tokenizer.decode(theirs_next)),
+        )
+
+
+def require_prompt(model: GPT, tokens: Sequence[int | None], folder: Path) -> None:
+    """Raise ParameterError for a prompt that both cannot go on from, ArtifactError for another model's tokenizer."""
+    if tokens == [None]:
+        raise ParameterError("--prompt: it is empty, and the tokenizer has no end of text to begin with")
+    known = [token for token in tokens if token is not None]
+    if len(known) >= model.params.context_length:
+        context = model.params.context_length
+        raise ParameterError(f"--prompt: it has {len(known)} tokens, and the model's context only {context}")
+    if max(known) >= model.vocab_size:
+        raise ArtifactError(f"{folder}: its tokenizer has the id {max(known)}, and the model {model.vocab_size} tokens")
+    if model.params.document_mask and model.end_of_text in known[1:]:
+        raise ParameterError("--prompt: several documents, between which transformers knows no model.document_mask")
+
+
+@contextmanager
+def as_hugging_face(folder: Path, model: GPT) -> Iterator[Path]:
+    """The folder itself, or a passing one with the export of ours."""
+    if "model_type" in read_json(folder / "config.json", "see to it"):
+        yield folder
+        return
+    with TemporaryDirectory() as place:
+        transformers = import_transformers()
+        tokenizer, architecture = load_tokenizer(folder), require_architecture(model.params)
+        write_hugging_face(transformers, model, architecture, "float32", tokenizer, Path(place))
+        yield Path(place)
+
+
+def continue_ours(model: GPT, prompt: Sequence[int], count: int) -> list[int]:
+    """The likeliest `count` tokens after the prompt, whatever they are."""
+    decoder = Decoder(model, batch=1, end_of_text=-1, capacity=len(prompt) + count)
+    return [new.token for new in decoder.decode([Request(prompt, count, GREEDY)])]
+
+
+@torch.inference_mode()
+def continue_theirs(network: Any, prompt: Sequence[int], count: int) -> list[int]:
+    """The same by transformers."""
+    tokens = torch.tensor([prompt])
+    network.generation_config = import_transformers().GenerationConfig()  # plainly greedy, whatever the folder asks for
+    found = network.generate(
+        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=count, do_sample=False, pad_token_id=0
+    )
+    new: list[int] = found[0, len(prompt) :].tolist()
+    return new
+
+
+def compare_ids(folder: Path, prompt: str, tokens: Sequence[int]) -> str:
+    """Whether our tokenizer cuts the prompt alike, in a phrase."""
+    try:
+        ours = load_tokenizer(folder)
+    except ArtifactError:
+        return "by transformers' tokenizer, which is none that lmcore reads"
+    same = (ours.encode(prompt) or [ours.end_of_text]) == list(tokens)
+    return "cut alike by both tokenizers" if same else "by transformers' tokenizer, which lmcore's does not agree with"

@@ -1,0 +1,172 @@
+"""Where the text comes from: the catalogue, addresses, and one's own files, as published, together and listed."""
+
+import platform
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from lmcore.download.catalog import CATALOG, Source
+from lmcore.download.fetch import Arrival, RemoteFile, fetch_files
+from lmcore.download.local import copy_files, find_dependency, find_own, find_stdlib
+from lmcore.download.params import FILE_NAME_CHARACTERS, DownloadParams, _short_name, _suggest
+from lmcore.download.stores import list_files
+from lmcore.download.web import WebFile, is_web_address
+from lmcore.errors import DataError, LmcoreError, ParameterError
+from lmcore.files import project_root, read_json, sha256_file, write_folder, write_json
+from lmcore.runtime.progress import say
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """One source: what the manifest says of it, and its files, those on this machine and those to fetch, by name."""
+
+    entry: dict[str, Any]
+    root: Path = Path()
+    paths: list[Path] = field(default_factory=list)
+    remote: Mapping[str, RemoteFile] = field(default_factory=dict)
+
+
+def download(params: DownloadParams, folder: Path) -> dict[str, int]:
+    """Make `folder`: the text as published under files/, and manifest.json with its origins and every file's sha256.
+
+    Several sources lie in files/NAME each. Returns the metrics files and bytes. Raises LmcoreError when the text is not
+    to be had.
+    """
+    gathered = _gather(params)
+    wanted = {file.url: file for source in gathered for file in source.remote.values()}
+    if len(wanted) < sum(len(source.remote) for source in gathered):
+        raise DataError(f"download.mix: {_find_twice(gathered)} is in two of the sources: leave it out of one")
+    cache = project_root() / ".cache" / "downloads"
+    with fetch_files(list(wanted.values()), cache) as came, write_folder(folder) as new:
+        arrivals = dict(zip(wanted, came, strict=True))
+        places = [new / "files" / (source.entry["name"] if len(gathered) > 1 else "") for source in gathered]
+        for source, place in zip(gathered, places, strict=True):
+            place.mkdir(parents=True)
+            copy_files(source.root, source.paths, place)
+        files = [
+            entry
+            for source, place in zip(gathered, places, strict=True)
+            for entry in _settle(source, place, new / "files", arrivals)
+        ]
+        write_json(new / "manifest.json", {"sources": [source.entry for source in gathered], "files": files})
+    return {"files": len(files), "bytes": sum(entry["bytes"] for entry in files)}
+
+
+def _settle(source: Gathered, place: Path, files: Path, arrivals: Mapping[str, Arrival]) -> list[dict[str, Any]]:
+    """Move what has come for a source to `place`. Returns the manifest's entries of its files, below `files`."""
+    entries = []
+    for name in sorted({path.as_posix() for path in source.paths} | source.remote.keys()):
+        path = place / name
+        entry: dict[str, Any] = {"source": source.entry["name"], "path": path.relative_to(files).as_posix()}
+        if name in source.remote:
+            url = source.remote[name].url
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(arrivals[url].path, path)
+            entry |= {"bytes": arrivals[url].bytes, "sha256": arrivals[url].sha256, "url": url}
+            # A web server's mark may be another on its next machine; a store's is of the file.
+            if not is_web_address(url):
+                entry |= {"mark": arrivals[url].mark}
+        else:
+            entry |= {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        entries.append(entry)
+    return entries
+
+
+def _gather(params: DownloadParams) -> list[Gathered]:
+    """What the parameters name, looked up but not fetched."""
+    if params.mix is not None:
+        return [_gather_entry(entry, f"download.mix[{at}]") for at, entry in enumerate(params.mix)]
+    if params.path is not None:
+        return [_gather_own(params.path, "download.path")]
+    if params.url is not None:
+        return [_gather_address(params.url, _describe(params.url, None), params.sha256)]
+    return [_gather_named(params.source)]
+
+
+def _gather_entry(entry: str, key: str) -> Gathered:
+    if entry in CATALOG:
+        return _gather_named(entry)
+    return _gather_address(entry, _describe(entry, None), None) if "://" in entry else _gather_own(entry, key)
+
+
+def _gather_own(name: str, key: str) -> Gathered:
+    try:
+        root, paths = find_own(name, key)
+    except ParameterError as error:
+        if key != "download.path" and (hint := _suggest(name)):
+            raise ParameterError(f"{error}; {hint}known sources: {', '.join(CATALOG)}") from None
+        raise
+    return Gathered(_describe(name, None) | {"url": None, "path": name}, root, paths)
+
+
+def _gather_named(name: str) -> Gathered:
+    source = CATALOG[name]
+    entry = {**_describe(name, source.licence), "url": source.url}
+    if name == "stdlib":
+        version = f"{platform.python_implementation()} {platform.python_version()}"
+        return Gathered(entry | {"version": version}, *find_stdlib())
+    if name == "own":
+        return Gathered(entry, *find_dependency())
+    assert source.url is not None, name
+    gathered = _gather_address(source.url, entry, source.sha256, source)
+    if source.advice:
+        say(f"{name}: {source.advice}")
+    return gathered
+
+
+def _gather_address(url: str, entry: dict[str, Any], sha256: str | None, source: Source | None = None) -> Gathered:
+    """What lies at an address; of a store's, which can be large, it says how much that is."""
+    if is_web_address(url):
+        part = PurePosixPath(unquote(urlsplit(url).path)).name
+        name = re.sub(r"[\x00-\x1f\\]", "", part).lstrip(".")[-FILE_NAME_CHARACTERS:] or "text"
+        size = source.bytes if source else None
+        return Gathered(entry, remote={name: RemoteFile(url=url, origin=WebFile(url), bytes=size, sha256=sha256)})
+    listing = list_files(url)
+    if sha256 is not None and len(listing.files) > 1:
+        raise ParameterError(f"download.sha256={sha256!r}: belongs to one file, and {url} has {len(listing.files):,}")
+    files = {name: replace(file, sha256=sha256) for name, file in listing.files.items()}
+    size = sum(file.bytes or 0 for file in files.values())
+    documents = f", about {source.documents:,} documents" if source and source.documents else ""
+    say(f"{entry['name']}: {len(files):,} files, {size / 1e6:,.0f} MB{documents}")
+    return Gathered(entry | {"version": listing.version}, remote=files)
+
+
+def find_changes(raw: Path) -> list[str]:
+    """The user's files that are no longer what the manifest in `raw` lists: changed, new and gone, sorted."""
+    manifest = read_json(raw / "manifest.json", "run the download stage (dvc repro download)")
+    changes: set[str] = set()
+    for source in manifest.get("sources", ()):  # one of an older version has none, and is made anew by the next repro
+        if "path" not in source:
+            continue
+        listed = {
+            entry["path"]: (entry["bytes"], entry["sha256"])
+            for entry in manifest["files"]
+            if entry["source"] == source["name"]
+        }
+        prefix = f"{source['name']}/" if len(manifest["sources"]) > 1 else ""
+        try:
+            root, paths = find_own(source["path"])
+        except LmcoreError:
+            changes |= listed.keys()
+            continue
+        found = {f"{prefix}{path.as_posix()}": root / path for path in paths}
+        changes |= listed.keys() ^ found.keys()
+        for name in listed.keys() & found.keys():
+            if found[name].stat().st_size != listed[name][0] or sha256_file(found[name]) != listed[name][1]:
+                changes.add(name)
+    return sorted(changes)
+
+
+def _describe(entry: str, licence: str | None) -> dict[str, Any]:
+    """What the manifest says of any source: a name, the licence if it is known, its address, its version."""
+    return {"name": _short_name(entry), "licence": licence, "url": entry, "version": None}
+
+
+def _find_twice(gathered: Sequence[Gathered]) -> str:
+    counts = Counter(file.url for source in gathered for file in source.remote.values())
+    return next(url for url, count in counts.items() if count > 1)

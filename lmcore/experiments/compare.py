@@ -1,0 +1,158 @@
+"""Experiments side by side: which parameters differ, what was measured, and which difference is more than chance."""
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmcore.errors import DataError, ParameterError
+from lmcore.experiments.experiments import MAKE_SOME, Experiment, find_experiments
+from lmcore.experiments.groups import Group, compare_groups, find_differing, group_experiments, is_count, list_metrics
+from lmcore.experiments.significance import Difference
+
+METRICS = ("evaluate.val_loss", "evaluate.bits_per_byte", "train.tokens")  # those that there are, if none is named
+COMMIT = "commit"  # a column where the groups are of several
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric of all groups; `differences` are from the baseline's mean, None of a count."""
+
+    name: str
+    differences: list[Difference | None] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a table shows: the groups in the rows' order, and beside them what is not in the rows."""
+
+    groups: list[Group]
+    baseline: Group
+    params: list[str]  # that differ, COMMIT among them
+    metrics: list[Measured]
+    unfinished: list[Experiment]
+
+    def param(self, group: Group, name: str) -> str:
+        """The cell of a column of `params`."""
+        return group.members[0].code[:9] if name == COMMIT else group.param(name)
+
+    @property
+    def notes(self) -> Iterator[str]:
+        """What has to be known to read the table, a line each."""
+        compared = any(metric.differences for metric in self.metrics)
+        tested = [d.p_value for metric in self.metrics for d in metric.differences or () if d and d.p_value is not None]
+        if compared and len(self.groups) > 1:
+            yield f"differences are from {self.baseline.name}"
+        if tested:
+            count = len(self.groups) - 1
+            correction = f", corrected for up to {count} comparisons of a metric (Holm)" if count > 1 else ""
+            yield f"±: standard deviation over n seeds; p: Welch's t test{correction}; * p < 0.05"
+        single = [group.name for group in self.groups if len(group.members) == 1]
+        if compared and single and len(self.groups) > 1:
+            yield (
+                f"one seed of {_list_some(single)}: nothing can be said about significance there; "
+                f"`dvc exp run --queue -S train.seed=1,2,3` with the same parameters makes more"
+            )
+        for group in self.groups:
+            if group.repeated:
+                names = _list_some([experiment.name for experiment in group.repeated])
+                yield f"not counted, because their seed is in the group of {group.name} already: {names}"
+        for metric in self.metrics:
+            members = [member for group in self.groups for member in group.members]
+            diverged = [one.name for one in members if not math.isfinite(one.metrics.get(metric.name, 0.0))]
+            if diverged:
+                yield f"{metric.name} is no finite number in {_list_some(diverged)}: not counted there"
+        if self.unfinished:
+            told = [f"{experiment.name} ({experiment.status})" for experiment in self.unfinished]
+            yield f"not finished, and not counted: {', '.join(told)}"
+
+
+def compare_experiments(
+    names: Sequence[str], root: Path, metrics: Sequence[str] = (), baseline: str = "", sort: str = ""
+) -> Comparison:
+    """The experiments that `names` stand for (see `find_experiments`) in groups, compared with the baseline's group.
+
+    `baseline` is one of them or another one; without it, it is the first group. Groups stand in the order of `names`,
+    or of their parameters; `sort` is a column to order them by, with a minus before it the other way round.
+
+    Raises ParameterError for a metric or a column that there is not, DataError if no experiment has ended.
+    """
+    experiments = find_experiments(names, root)
+    first = [experiment for experiment in experiments if experiment.name == baseline][:1]
+    if baseline and not first:
+        first = find_experiments([baseline], root)[:1]
+    experiments = [*(experiment for experiment in first if experiment not in experiments), *experiments]
+    groups = group_experiments(experiments)
+    unfinished = [experiment for experiment in experiments if not experiment.is_finished]
+    if not groups:
+        told = ", ".join(f"{experiment.name} is {experiment.status}" for experiment in unfinished)
+        raise DataError(f"none of the experiments has finished: {told}; {MAKE_SOME}")
+    params = find_differing(groups)
+    if not names:
+        groups.sort(key=lambda group: [rank(group.param(name)) for name in params])
+    if len({group.members[0].code for group in groups}) > 1:
+        params = [COMMIT, *params]
+    base = _find_group(groups, first[0]) if first else groups[0]
+    chosen = choose_metrics(metrics, [member for group in groups for member in group.members])
+    if sort:
+        groups = _sort_groups(groups, sort, params, chosen)
+    measured = [
+        Measured(name, None if is_count(groups, name) else compare_groups(groups, base, name)) for name in chosen
+    ]
+    return Comparison(groups, base, params, measured, unfinished)
+
+
+def choose_metrics(asked: Sequence[str], experiments: Iterable[Experiment]) -> list[str]:
+    """What was asked for, or what there is of METRICS. Raises ParameterError for a metric that no experiment has."""
+    known = list_metrics(experiments)
+    for name in asked:
+        if name not in known:
+            raise ParameterError(f"--metric {name}: no experiment has it, {_suggest(name, known)}")
+    chosen = list(dict.fromkeys(asked)) or [name for name in METRICS if name in known]
+    if not chosen:
+        raise DataError(f"no experiment has {' or '.join(METRICS)}: name others by --metric, {_suggest('', known)}")
+    return chosen
+
+
+def _find_group(groups: Iterable[Group], experiment: Experiment) -> Group:
+    """The one that the experiment is in. Raises ParameterError if it has not finished."""
+    for group in groups:
+        if experiment in (*group.members, *group.repeated):
+            return group
+    raise ParameterError(f"--baseline {experiment.name}: it is {experiment.status}, not finished: choose another one")
+
+
+def _sort_groups(groups: Iterable[Group], sort: str, params: Sequence[str], metrics: Sequence[str]) -> list[Group]:
+    """The groups by a column, those without a value last. Raises ParameterError for a column that there is not."""
+    name = sort.removeprefix("-")
+    if name not in (*params, *metrics):
+        raise ParameterError(f"--sort {sort}: the table has no such column, {_suggest(name, [*params, *metrics])}")
+
+    def value(group: Group) -> float | str | None:
+        if name in metrics:
+            return None if (sample := group.sample(name)) is None else sample.mean
+        return group.members[0].code if name == COMMIT else group.param(name)
+
+    present = [group for group in groups if value(group) is not None]
+    absent = [group for group in groups if value(group) is None]
+    return sorted(present, key=lambda group: rank(value(group)), reverse=sort.startswith("-")) + absent
+
+
+def rank(value: object) -> tuple[bool, float, str]:
+    """Numbers by their size, before words by the alphabet."""
+    try:
+        return False, float(str(value)), ""
+    except ValueError:
+        return True, 0.0, str(value)
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    ending = [word for word in known if word.endswith(f".{name}")]
+    near = ending or difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'none'}"
+
+
+def _list_some(names: Sequence[str], shown: int = 5) -> str:
+    """`a, b and 3 more`."""
+    return ", ".join(names) if len(names) <= shown else f"{', '.join(names[:shown])} and {len(names) - shown} more"

@@ -1,0 +1,118 @@
+"""A comparison as a table: for a terminal, for a page in Markdown, and as CSV for programs."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from lmcore.experiments.compare import Comparison, Measured
+from lmcore.experiments.groups import Group
+from lmcore.experiments.significance import Difference, Sample
+
+Format = Literal["text", "markdown", "csv"]
+SIGNIFICANT = 0.05
+MAX_DECIMALS = 6  # as many as the pipeline's metrics have
+NOTHING = "-"
+
+
+def render(comparison: Comparison, form: Format) -> Iterator[str]:
+    """The table's lines, without the comparison's notes."""
+    if form == "csv":
+        yield from _render_csv(comparison)
+        return
+    head, rows = _tabulate(comparison)
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    if form == "markdown":
+        head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
+        yield f"| {' | '.join(head)} |"
+        yield f"|{'|'.join(['---'] * len(head))}|"
+        yield from (f"| {' | '.join(row)} |" for row in rows)
+        return
+    for row in (head, *rows):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _tabulate(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """The heads of the columns and the rows, as people read them."""
+    head = [*comparison.params, "experiments", "n"]
+    for metric in comparison.metrics:
+        head += [metric.name] if metric.differences is None else [metric.name, "difference (95 %)", "p"]
+    rows = []
+    for place, group in enumerate(comparison.groups):
+        others = len(group.members) - 1
+        name = group.name + (f" +{others}" if others else "")
+        params = [comparison.param(group, param) or NOTHING for param in comparison.params]
+        cells = [
+            cell
+            for metric in comparison.metrics
+            for cell in _describe(comparison, metric, group, None if metric.differences is None else place)
+        ]
+        rows.append([*params, name, str(len(group.members)), *cells])
+    return head, rows
+
+
+def _describe(comparison: Comparison, metric: Measured, group: Group, place: int | None) -> list[str]:
+    """The cells of one metric in one row."""
+    sample = group.sample(metric.name)
+    if metric.differences is None or place is None:
+        return [NOTHING if sample is None else _show_count(sample)]
+    decimals = _choose_decimals([s for g in comparison.groups if (s := g.sample(metric.name))])
+    mean = NOTHING if sample is None else f"{sample.mean:.{decimals}f}"
+    if sample and sample.deviation is not None:
+        mean += f" ± {sample.deviation:.{decimals}f}"
+    if sample and len(sample.values) < len(group.members):
+        mean += f" (n = {len(sample.values)})"
+    if group is comparison.baseline:
+        return [mean, "baseline", ""]
+    return [mean, *_show_difference(metric.differences[place], decimals)]
+
+
+def _show_difference(difference: Difference | None, decimals: int) -> list[str]:
+    if difference is None:
+        return [NOTHING, NOTHING]
+    shown = f"{difference.value:+.{decimals}f}"
+    if difference.interval is None or difference.p_value is None:
+        return [shown, NOTHING]
+    low, high = difference.interval
+    p_value = "< 0.0001" if difference.p_value < 0.0001 else f"{difference.p_value:.4f}"
+    return [
+        f"{shown} ({low:+.{decimals}f} to {high:+.{decimals}f})",
+        p_value + (" *" if difference.p_value < SIGNIFICANT else ""),
+    ]
+
+
+def _show_count(sample: Sample) -> str:
+    """20,480, or the mean of several counts."""
+    return f"{sample.mean:,.0f}" if len(set(sample.values)) == 1 else f"{sample.mean:,.1f}"
+
+
+def _choose_decimals(samples: Sequence[Sample]) -> int:
+    """So many that the smallest spread has two digits, or, where there is none, the values six."""
+    spreads = [sample.deviation for sample in samples if sample.deviation]
+    if spreads:
+        return min(MAX_DECIMALS, max(0, 1 - math.floor(math.log10(min(spreads)))))
+    largest = max((abs(value) for sample in samples for value in sample.values), default=0.0)
+    return min(MAX_DECIMALS, max(0, 5 - math.floor(math.log10(largest)))) if largest else 1
+
+
+def _render_csv(comparison: Comparison) -> Iterator[str]:
+    """A row for each group with numbers as they are; what does not exist is empty."""
+    fields = ("mean", "sd", "n", "difference", "low", "high", "p")
+    head = [*comparison.params, "experiments", "n"]
+    head += [f"{metric.name}.{name}" for metric in comparison.metrics for name in fields]
+    rows: list[list[object]] = [[*head]]
+    for place, group in enumerate(comparison.groups):
+        names = " ".join(member.name for member in group.members)
+        row: list[object] = [comparison.param(group, param) for param in comparison.params]
+        row += [names, len(group.members)]
+        for metric in comparison.metrics:
+            sample = group.sample(metric.name)
+            difference = metric.differences[place] if metric.differences else None
+            row += [sample.mean, sample.deviation, len(sample.values)] if sample else [None, None, 0]
+            interval = difference.interval if difference and difference.interval else (None, None)
+            row += [difference.value, *interval, difference.p_value] if difference else [None] * 4
+        rows.append(row)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    yield from text.getvalue().splitlines()

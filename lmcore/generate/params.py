@@ -1,0 +1,64 @@
+"""What the sample section of params.yaml may say."""
+
+from collections import Counter
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from lmcore.generate.quantize import Weights
+from lmcore.generate.sampling import Sampling
+from lmcore.params import Int, Section
+
+DecoderKind = Literal["plain", "tidar", "tidar-one-forward"]
+
+
+class SampleParams(Section):
+    """What the sample stage writes. Temperature 0 takes the likeliest token; an empty limit is off."""
+
+    prompts: list[str]
+    samples_per_prompt: Int = Field(ge=1)
+    max_new_tokens: Int = Field(ge=1, le=1_000_000)
+    temperature: float = Field(ge=0.0)
+    top_k: Int | None = Field(ge=1)
+    top_p: float | None = Field(gt=0.0, le=1.0)
+    min_p: float | None = Field(ge=0.0, le=1.0)
+    repetition_penalty: float = Field(ge=0.01, le=100.0)
+    stop: Annotated[list[str], BeforeValidator(lambda value: [] if value is None else value)]
+    draft_tokens: Int | None = Field(ge=1)
+    decoder: DecoderKind
+    weights: Weights
+    seed: Int
+
+    @field_validator("prompts")
+    @classmethod
+    def _check_prompts(cls, prompts: list[str]) -> list[str]:
+        if not prompts:
+            raise ValueError("sample.prompts=[]: must hold a prompt ('' begins a new document)")
+        prompt, count = Counter(prompts).most_common(1)[0]
+        if count > 1:
+            raise ValueError(
+                f"sample.prompts: {prompt!r} is there {count} times and would give the same samples: "
+                f"write it once and set sample.samples_per_prompt={count}"
+            )
+        return prompts
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stop(cls, stop: list[str]) -> list[str]:
+        if "" in stop:
+            raise ValueError("sample.stop: '' is in every text: leave it out")
+        return stop
+
+    @model_validator(mode="after")
+    def _check_drafts(self) -> Self:
+        if self.decoder != "plain" and self.draft_tokens:
+            raise ValueError(
+                f"sample.draft_tokens={self.draft_tokens}: sample.decoder={self.decoder} has drafts of its own: "
+                f"leave it empty, or set sample.decoder=plain"
+            )
+        return self
+
+    @property
+    def sampling(self) -> Sampling:
+        """How each token is chosen."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)

@@ -1,0 +1,40 @@
+"""Parameters of the hardware section and of a row of the profiles table."""
+
+from typing import Literal
+
+from lmcore.params import AutoOrCount, Section
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+Sharding = Literal["replicate", "full"]
+
+
+class HardwareParams(Section):
+    """The request: a profile's name or `auto`, and what overrides it (empty: as the profile says)."""
+
+    profile: str
+    device: Device | None
+    precision: Literal["auto"] | Precision | None
+    micro_batch_size: AutoOrCount | None
+    compile: Literal["auto"] | bool | None
+    activation_checkpointing: bool | None
+    processes: AutoOrCount | None
+    sharding: Sharding | None
+    workers: AutoOrCount
+    data_engine: Literal["local", "ray"]
+
+
+class Profile(Section):
+    """One row of the `profiles` table of params.yaml."""
+
+    device: Device
+    precision: Literal["auto"] | Precision
+    micro_batch_size: AutoOrCount
+    compile: Literal["auto"] | bool
+    activation_checkpointing: bool
+    processes: AutoOrCount
+    sharding: Sharding

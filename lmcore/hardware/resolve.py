@@ -1,0 +1,283 @@
+"""What a run uses of the machine: a profile, explicit requests on top, and what was resolved with its reasons.
+
+A request changes speed and rounding only: the batches, their order and the loss stay those of the science parameters.
+"""
+
+import os
+import shutil
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from lmcore.errors import ParameterError
+from lmcore.hardware.distributed import is_worker
+from lmcore.hardware.measure import DTYPES, claims_bf16, list_cards, measure_cpu_rates, total_memory
+from lmcore.hardware.params import Device, HardwareParams, Precision, Profile, Sharding
+from lmcore.params import AutoOrCount, parse_section
+from lmcore.runtime.gpu_locks import claim_cards
+
+# Tokens that one forward and backward pass takes at once where micro_batch_size is auto, and memory allows: more bring
+# no speed. Larger batches are accumulated.
+MICRO_BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536, "mps": 16_384}
+
+# Work (floating-point operations of the whole run) above which compiling is worth its 20 to 60 seconds. On two
+# AVX512-BF16 cores it is won back after 6e12 to 1.8e13, for models of 1M to 10M parameters.
+COMPILE_PAYS_FLOPS = {"cpu": 1.5e13, "cuda": 1e16}
+
+# The rows of `profiles` for one card, and from how many bytes they are meant: a card sold as 24 GB shows 25.3e9.
+CARD_PROFILES = [("gpu-80gb", 80e9), ("gpu-24gb", 24e9), ("gpu-12gb", 12e9), ("gpu-6gb", 0)]
+LOW_MEMORY = 8 << 30  # bytes: a computer sold with 8 GiB shows less
+
+# Compute capabilities at which NVIDIA's cards got tensor cores for fp16 (Volta) and for bf16 (Ampere). ROCm counts from
+# 9 (gfx90a is 9.0), so that its cards always pass.
+FP16_CAPABILITY, BF16_CAPABILITY = (7, 0), (8, 0)
+TRITON_CAPABILITY = (7, 0)  # torch/_inductor/exc.py, GPUTooOldForTriton
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run really uses; each process takes `micro_batch_size` sequences at once.
+
+    A micro-batch that was asked for is kept; another is an upper limit for `lmcore.train.memory.fit_to_memory`.
+    """
+
+    profile: str
+    device: str
+    precision: Precision
+    micro_batch_size: int
+    compile: bool
+    compile_reason: str
+    threads: int
+    precision_reason: str = "as asked"
+    micro_batch_asked: bool = True
+    activation_checkpointing: bool = False
+    processes: int = 1
+    machines: int = 1
+    sharding: Sharding = "replicate"
+    peak_flops: float | None = None  # FLOP/s of matrix products, all processes together, if measured
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass at this precision; weights and their sums stay fp32."""
+        enabled = self.precision != "fp32"
+        return torch.autocast(self.device, DTYPES[self.precision] if enabled else None, enabled=enabled)
+
+    def describe(self) -> dict[str, Any]:
+        """Every field, and the names of the devices, for summary.json and the tracker."""
+        name = torch.cuda.get_device_name() if self.device == "cuda" else str(torch.cpu.get_capabilities()["cpu_name"])
+        return {**asdict(self), "device_name": name, "torch": torch.__version__}
+
+
+def resolve_hardware(
+    request: HardwareParams,
+    params: dict[str, Any],
+    batch_size: int,
+    context_length: int,
+    training_flops: float,
+) -> Hardware:
+    """Profile, then explicit keys, then what `auto` means here. `params` is the whole params.yaml.
+
+    Raises ParameterError for an unknown profile or for something that this machine does not have.
+    """
+    name, asked = _lay_over_profile(request, params)
+    device = _resolve_device(asked.device)
+    precision, precision_reason = resolve_precision(asked.precision, device)
+    compiled, compile_reason = _resolve_compile(asked.compile, device, precision, training_flops)
+    processes, machines = _count_processes(asked.processes, device, batch_size)
+    wanted, most = asked.micro_batch_size, max(1, batch_size // processes)
+    comfortable = max(1, MICRO_BATCH_TOKENS[device] // context_length)
+    return Hardware(
+        profile=name,
+        device=device,
+        precision=precision,
+        micro_batch_size=min(most, comfortable if wanted == "auto" else wanted),
+        compile=compiled,
+        compile_reason=compile_reason,
+        threads=torch.get_num_threads(),
+        precision_reason=precision_reason,
+        micro_batch_asked=wanted != "auto",
+        activation_checkpointing=asked.activation_checkpointing,
+        processes=processes,
+        machines=machines,
+        sharding=asked.sharding,
+    )
+
+
+def choose_device(request: HardwareParams, params: dict[str, Any]) -> str:
+    """Where a stage computes that does not train. Raises ParameterError as `resolve_hardware` does."""
+    return _resolve_device(_lay_over_profile(request, params)[1].device)
+
+
+def claim_device(request: HardwareParams, params: dict[str, Any], batch_size: int | None = None) -> str:
+    """Where a stage computes, as `choose_device`; on CUDA it waits for free cards and has them until its end.
+
+    One card, or those of all the processes that will train on a batch. torchrun's processes have their cards by their
+    ranks: the first one on each machine claims them for all, and the others wait until it joins them (for as long as
+    MEETING in lmcore.hardware.distributed says).
+    """
+    asked = _lay_over_profile(request, params)[1]
+    device = _resolve_device(asked.device)
+    if device != "cuda":
+        return device
+    names = list_cards()
+    if not is_worker():
+        count = 1 if batch_size is None else _count_processes(asked.processes, device, batch_size)[0]
+        torch.cuda.set_device(claim_cards(names, count)[0])
+    elif os.environ["LOCAL_RANK"] == "0":
+        of_ranks = names[: int(os.environ["LOCAL_WORLD_SIZE"])]
+        torch.cuda.set_device(claim_cards(of_ranks, len(of_ranks))[0])
+    return device
+
+
+def _lay_over_profile(request: HardwareParams, params: dict[str, Any]) -> tuple[str, Profile]:
+    """The profile's name, and its row with the explicit keys of the request on top."""
+    profiles = params.get("profiles") or {}
+    name = detect_profile(request.device or "auto") if request.profile == "auto" else request.profile
+    if name not in profiles:
+        raise ParameterError(f"hardware.profile={name!r}: must be auto or a row of profiles: {', '.join(profiles)}")
+    row = parse_section(Profile, f"profiles.{name}", profiles[name])
+    return name, row.model_copy(update=request.model_dump(include=set(Profile.model_fields), exclude_none=True))
+
+
+def detect_profile(wanted: Device = "auto") -> str:
+    """The row of `profiles` for this machine: by its cards and their memory, else by its processor and memory."""
+    device = _resolve_device(wanted)
+    if device == "cuda":
+        if torch.cuda.device_count() > 1:
+            return "multi-gpu"
+        return next(name for name, least in CARD_PROFILES if total_memory("cuda") >= least)
+    if device == "mps":
+        return "mps"
+    if total_memory("cpu") <= LOW_MEMORY:
+        return "cpu-low"
+    return "cpu-amx" if _cpu_prefers_bf16() else "cpu"
+
+
+def resolve_precision(request: Literal["auto"] | Precision, device: str) -> tuple[Precision, str]:
+    """What is computed in, and why. Weights and their updates are fp32 in every case.
+
+    | device                            | auto | fp32          | bf16                | fp16                          |
+    |-----------------------------------|------|---------------|---------------------|-------------------------------|
+    | cpu, bf16 products measured faster| bf16 | yes           | yes                 | refused: slower than both     |
+    | cpu, any other                    | fp32 | yes           | yes, said to be slow| refused                       |
+    | cuda, capability 8.0+, and ROCm   | bf16 | TF32 products | yes                 | yes, the loss is scaled       |
+    | cuda, 7.x                         | fp16 | yes           | refused             | yes, the loss is scaled       |
+    | cuda, below                       | fp32 | yes           | refused             | refused                       |
+    | mps                               | fp32 | yes           | refused             | refused                       |
+
+    Raises ParameterError for what is refused.
+    """
+    if request == "auto":
+        return _fastest_precision(device)
+    refusal = _refuse_precision(request, device)
+    if refusal:
+        raise ParameterError(f"hardware.precision={request!r}: {refusal}; set hardware.precision=auto")
+    if request != "bf16" or device != "cpu":
+        return request, "as asked"
+    return request, f"as asked, {'' if _cpu_prefers_bf16() else 'but slow here: '}{_compare_rates()}"
+
+
+def _fastest_precision(device: str) -> tuple[Precision, str]:
+    if device == "cpu":
+        if not claims_bf16():
+            return "fp32", "the processor has no instructions for bf16 products"
+        return "bf16" if _cpu_prefers_bf16() else "fp32", _compare_rates()
+    if device == "mps":
+        return "fp32", "nothing else is tried on mps"
+    capability = _compute_capability()
+    shown = "compute capability {}.{}".format(*capability)
+    if capability >= BF16_CAPABILITY:
+        return "bf16", f"{shown} has it"
+    if capability >= FP16_CAPABILITY:
+        return "fp16", f"{shown} has no bf16"
+    return "fp32", f"{shown} has no tensor cores"
+
+
+def _refuse_precision(request: Precision, device: str) -> str | None:
+    """Why this device does not compute in `request`, or None if it does."""
+    if device == "cuda":
+        least = {"fp32": (0, 0), "fp16": FP16_CAPABILITY, "bf16": BF16_CAPABILITY}[request]
+        capability = _compute_capability()
+        if capability < least:
+            return "needs compute capability {}.{}, this card has {}.{}".format(*least, *capability)
+    if (device, request) in {("cpu", "fp16"), ("mps", "fp16"), ("mps", "bf16")}:
+        return f"not on device {device}"
+    return None
+
+
+def _compute_capability() -> tuple[int, int]:
+    """The oldest card's: all processes compute alike."""
+    return min(torch.cuda.get_device_capability(card) for card in range(torch.cuda.device_count()))
+
+
+def _cpu_prefers_bf16() -> bool:
+    """By its instructions and by trial: an emulator may claim what it does slowly."""
+    if not claims_bf16():
+        return False
+    fp32, bf16 = measure_cpu_rates()
+    return bf16 > fp32
+
+
+def _compare_rates() -> str:
+    fp32, bf16 = measure_cpu_rates()
+    return f"measured {bf16 / 1e9:.1f} GFLOP/s in bf16, {fp32 / 1e9:.1f} in fp32, on one core"
+
+
+def _resolve_device(request: Device) -> str:
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if request == "auto":
+        return next(device for device, is_present in present.items() if is_present)
+    if not present[request]:
+        raise ParameterError(f"hardware.device={request!r}: this machine has none; set hardware.device=auto")
+    return request
+
+
+def _resolve_compile(
+    request: Literal["auto"] | bool, device: str, precision: Precision, flops: float
+) -> tuple[bool, str]:
+    """Whether to compile the training step, and why."""
+    if request is False:
+        return False, "as asked"
+    obstacle = explain_uncompilable(device)
+    if request is True:
+        if obstacle:
+            raise ParameterError(f"hardware.compile=true: {obstacle}; set hardware.compile=auto")
+        return True, "as asked"
+    if obstacle:
+        return False, obstacle
+    # On two AVX2 cores in fp32 a 1M model's step is matrix products: 9,060 tokens/s compiled, 8,800 to 10,900 eager.
+    if device == "mps" or (device == "cpu" and precision != "bf16"):
+        return False, f"eager is as fast in {precision} on this {device}"
+    if flops < COMPILE_PAYS_FLOPS[device]:
+        return False, f"{flops:.0e} operations are too few to win back the compilation"
+    return True, f"{flops:.0e} operations win back the compilation"
+
+
+def explain_uncompilable(device: str) -> str | None:
+    """What torch.compile lacks here, or None."""
+    if device == "cpu" and not shutil.which(compiler := os.environ.get("CXX", "g++")):
+        return f"no C++ compiler found ({compiler})"
+    if device == "cuda" and _compute_capability() < TRITON_CAPABILITY:
+        return "Triton needs compute capability {}.{}, this card has {}.{}".format(
+            *TRITON_CAPABILITY, *_compute_capability()
+        )
+    return None
+
+
+def _count_processes(request: AutoOrCount, device: str, batch_size: int) -> tuple[int, int]:
+    """All processes, and the machines that they are on: torchrun's, where that has started us, else so many here.
+
+    `auto` is one per card, or the most below that among whom the batch can be divided.
+    """
+    if is_worker():
+        processes = int(os.environ["WORLD_SIZE"])
+        return processes, processes // int(os.environ["LOCAL_WORLD_SIZE"])
+    cards = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device)
+    if request == "auto":
+        return next(count for count in range(cards or 1, 0, -1) if batch_size % count == 0), 1
+    if cards is not None and request > cards:
+        raise ParameterError(
+            f"hardware.processes={request}: device {device} takes {cards}; set hardware.processes=auto"
+        )
+    return request, 1

@@ -1,0 +1,28 @@
+"""The engine for work on text that params.yaml asks for."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Literal
+
+from lmcore.params import AutoOrCount, Section, parse_section, read_params
+from lmcore.runtime.process_pool import Engine, Processes, count_cores
+from lmcore.runtime.ray_pool import RayCluster
+
+
+class EngineParams(Section):
+    """Two keys of section `hardware`: processes that work on text at once (`auto`: one per core), and where."""
+
+    workers: AutoOrCount
+    data_engine: Literal["local", "ray"]
+
+
+def open_engine(path: Path = Path("params.yaml")) -> AbstractContextManager[Engine]:
+    """Raises ParameterError for a wrong value, and LmcoreError where there is no Ray cluster to join."""
+    hardware = read_params(path).get("hardware")
+    if isinstance(hardware, Mapping):  # its other keys are the training's
+        hardware = {key: value for key, value in hardware.items() if key in EngineParams.model_fields}
+    params = parse_section(EngineParams, "hardware", hardware)
+    if params.data_engine == "ray":
+        return RayCluster(None if params.workers == "auto" else params.workers)
+    return Processes(count_cores() if params.workers == "auto" else params.workers)

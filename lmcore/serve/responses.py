@@ -1,0 +1,152 @@
+"""What the engine makes, as the choices of an answer: texts, and their tokens with what was measured of them."""
+
+import codecs
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from lmcore.generate.decoder import Measure
+from lmcore.generate.text_stream import Finish
+from lmcore.serve.engine import Beginning, Item
+from lmcore.serve.openai_schema import Choice, CompletionAnswer, CompletionRequest, Logprobs, Usage
+from lmcore.serve.parse_request import TokenPrompt
+from lmcore.tokenizer.base import Tokenizer
+
+
+class TokenPlaces:
+    """Where in a text each of its tokens begins, in characters; the rest of a character begins where that does."""
+
+    def __init__(self, tokenizer: Tokenizer, start: int) -> None:
+        self._tokenizer, self._seen = tokenizer, start
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def place(self, token: int) -> int:
+        """That of the next token."""
+        start = self._seen
+        self._seen += len(self._decoder.decode(self._tokenizer.token_bytes(token)))
+        return start
+
+
+class ChoiceWriter:
+    """One text of an answer, as it comes.
+
+    A token is told with the text that it begins: half a character waits for its rest, and a stop string, which is not
+    told, takes its tokens along. An end-of-text that ends it is told.
+    """
+
+    def __init__(self, index: int, body: CompletionRequest, prompt: TokenPrompt, tokenizer: Tokenizer) -> None:
+        self.generated = 0  # tokens
+        self._index, self._tokenizer, self._prompt = index, tokenizer, prompt
+        self._logprobs, self._limit = body.logprobs, body.new_tokens
+        self._echo = prompt.text if body.echo else ""  # not told yet
+        self._places = TokenPlaces(tokenizer, len(self._echo))
+        self._told = 0  # characters
+        self._waiting: deque[tuple[int, int, Measure]] = deque()  # tokens with where they begin
+
+    def write(self, items: Iterable[Item]) -> Choice | None:
+        """What the text goes on with by all these; None if nothing is certain yet."""
+        text, self._echo = self._echo, ""
+        finish: Finish | None = None
+        for item in items:
+            if isinstance(item, Beginning):
+                places = TokenPlaces(self._tokenizer, 0)
+                pairs = zip(self._prompt.told, item.measures, strict=False)
+                self._waiting += [(places.place(token), token, measure) for token, measure in pairs]
+                continue
+            finish = item.finish
+            if self._limit:
+                text += item.text
+                self.generated += 1
+                token = item.token
+                if self._logprobs is not None:
+                    measure = (token.logprob, token.likeliest)
+                    self._waiting.append((self._places.place(token.token), token.token, measure))
+        self._told += len(text)
+        logprobs = None if self._logprobs is None else self._tell_tokens(finish)
+        if not text and finish is None:
+            return None
+        reason = None if finish is None else "length" if finish == "length" else "stop"
+        return Choice(index=self._index, text=text, logprobs=logprobs, finish_reason=reason)
+
+    def _tell_tokens(self, finish: Finish | None) -> Logprobs:
+        """Those whose text is told."""
+        told = Logprobs(top_logprobs=[] if self._logprobs else None)
+        while self._waiting and (self._waiting[0][0] < self._told or finish == "end_of_text"):
+            place, token, (logprob, likeliest) = self._waiting.popleft()
+            told.tokens.append(spell_token(token, self._tokenizer))
+            told.token_logprobs.append(logprob)
+            told.text_offset.append(place)
+            if told.top_logprobs is not None:
+                told.top_logprobs.append(None if logprob is None else self._list_likeliest(token, logprob, likeliest))
+        return told
+
+    def _list_likeliest(self, token: int, logprob: float, likeliest: Sequence[tuple[int, float]]) -> dict[str, float]:
+        """By spelling, the best first, and the chosen one if it is not among them."""
+        spelled: dict[str, float] = {}
+        for other, value in (*likeliest, (token, logprob)):
+            spelled.setdefault(spell_token(other, self._tokenizer), value)
+        return spelled
+
+
+def spell_token(token: int, tokenizer: Tokenizer) -> str:
+    """A token's text; OpenAI's `bytes:\\xf0\\x9f` for a part of a character; `token_id:7` where it has none."""
+    spelling = tokenizer.token_bytes(token) if token < tokenizer.vocab_size else b""
+    if not spelling:
+        return f"token_id:{token}"
+    try:
+        return spelling.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelling)
+
+
+class AnswerWriter:
+    """The answer to one request: as one document, or event by event."""
+
+    def __init__(
+        self, body: CompletionRequest, prompts: Sequence[TokenPrompt], model: str, tokenizer: Tokenizer
+    ) -> None:
+        self._prompts, self._model = prompts, model
+        self._id, self._created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        self._tells_usage = bool(body.stream_options and body.stream_options.include_usage)
+        owners = [prompt for prompt in prompts for _ in range(body.choices)]
+        self._writers = [ChoiceWriter(index, body, prompt, tokenizer) for index, prompt in enumerate(owners)]
+
+    def write(self, items: Sequence[Item]) -> bytes:
+        """The answer that all items of a request make."""
+        choices = self._write_choices(items)
+        return self._dump(choices, self._count())
+
+    def write_events(self, items: Sequence[Item]) -> bytes:
+        """Server-sent events of what has come, one for each text that goes on."""
+        events = [
+            self._dump([choice], None, excluded=() if self._tells_usage else ("usage",))
+            for choice in self._write_choices(items)
+        ]
+        return b"".join(map(frame_event, events))
+
+    def write_end(self) -> bytes:
+        """The last events of a stream."""
+        usage = frame_event(self._dump([], self._count())) if self._tells_usage else b""
+        return usage + frame_event(b"[DONE]")
+
+    def _write_choices(self, items: Sequence[Item]) -> list[Choice]:
+        own: dict[int, list[Item]] = {}
+        for item in items:
+            own.setdefault(item.key, []).append(item)
+        choices = [self._writers[index].write(some) for index, some in sorted(own.items())]
+        return [choice for choice in choices if choice]
+
+    def _dump(self, choices: list[Choice], usage: Usage | None, excluded: Sequence[str] = ()) -> bytes:
+        answer = CompletionAnswer(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
+        return answer.model_dump_json(exclude=set(excluded), ensure_ascii=True).encode()
+
+    def _count(self) -> Usage:
+        prompt = sum(len(prompt.tokens) for prompt in self._prompts)
+        completion = sum(writer.generated for writer in self._writers)
+        return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+def frame_event(data: bytes) -> bytes:
+    """A server-sent event of one line."""
+    return b"data: " + data + b"\n\n"

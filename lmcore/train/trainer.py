@@ -1,0 +1,308 @@
+"""One training run from start to outputs: build, restore, train, write."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmcore.errors import ArtifactError, ParameterError
+from lmcore.files import project_root
+from lmcore.hardware.distributed import World
+from lmcore.hardware.measure import keep_freed_memory, measure_peak_flops, peak_memory_bytes, reset_peak_memory
+from lmcore.hardware.params import HardwareParams
+from lmcore.hardware.resolve import Hardware, claim_device, resolve_hardware
+from lmcore.model.gpt import GPT
+from lmcore.model.hf_architecture import explain_misfit, hugging_face_architecture
+from lmcore.model.params import ModelParams
+from lmcore.runtime.progress import TrainingProgress, say, warn
+from lmcore.tokens.batches import Batches
+from lmcore.tokens.checksums import VERIFIED, VerifiedFiles
+from lmcore.tokens.dataset import TokenDataset
+from lmcore.tracking.description import TrackedRun
+from lmcore.train.branch import adopt_trunk
+from lmcore.train.checkpoint import Checkpoints
+from lmcore.train.loop import Validate, train
+from lmcore.train.lora import adapt_model, merge_adapters
+from lmcore.train.loss import LanguageModelLoss
+from lmcore.train.memory import find_micro_batch, fit_to_memory
+from lmcore.train.optimizer import build_optimizers
+from lmcore.train.outputs import MODEL_FOLDER, write_outputs
+from lmcore.train.params import TrainParams
+from lmcore.train.run_state import Run, open_run, run_key
+from lmcore.train.schedule import Schedule, estimate_flops, plan_schedule
+from lmcore.train.sharding import distribute, gather_tensor
+from lmcore.train.signals import catch_signals
+from lmcore.train.state import TrainState
+
+MEASURE_PEAK_FLOPS = 1e13  # a training of a quarter of a minute on two cores: measuring takes 0.3 s
+
+Begin = Callable[[Path, dict[str, Any]], None]
+Track = Callable[[TrackedRun], AbstractContextManager[None]]
+
+
+def run_training(
+    model: GPT,
+    params: TrainParams,
+    hardware: Hardware,
+    dataset: TokenDataset,
+    batches: Batches,
+    world: World,
+    *,
+    origin: dict[str, Any],
+    validate: Validate,
+    track: Track,
+) -> None:
+    """Train, or go on training, and write models/gpt, the metrics and the curve.
+
+    The run is named by the parameters, by the data's fingerprints and by `origin` (what the weights were initialised
+    from, if not drawn), not by the machine, so that it may go on elsewhere. Nothing is written to models/ and reports/
+    before the run is at its end; until then, and after, its state lies in runs/KEY.
+    """
+    started = time.monotonic()
+    adapt_model(model, params)
+    schedule = plan_schedule(params, batches.context_length, batches.tokens)
+    hardware = settle_hardware(model, hardware, schedule, batches, world)
+    state = build_state(model, params, hardware, world)
+    science, fingerprints = describe_science(model, params), {**dataset.fingerprints, **origin}
+    announce(model, schedule, hardware, batches, world)
+    adopt = partial(adopt_trunk, schedule=schedule, batches=batches)
+    with (
+        enter_run(project_root() / "runs", {**science, **fingerprints}, world, adopt) as (folder, run),
+        Checkpoints(folder / "checkpoints", params.keep_checkpoints) as checkpoints,
+        catch_signals() as interrupt,
+    ):
+        step = restore(state, checkpoints, world)
+        if world.is_main:
+            say(f"run {folder.name}: " + (f"going on from step {step}" if step else "starting"))
+        tracked = TrackedRun(folder, science, hardware.describe(), dataset.fingerprints, MODEL_FOLDER)
+        with (
+            track(tracked) if world.is_main else nullcontext(),
+            follow_progress(step, model, hardware, schedule, batches, world) as progress,
+        ):
+            train(
+                state,
+                batches,
+                schedule,
+                params,
+                hardware,
+                world,
+                step=step,
+                validate=validate,
+                run=run,
+                checkpoints=checkpoints,
+                progress=progress,
+                interrupt=interrupt,
+            )
+            checkpoints.finish()
+            with state.averaged():
+                whole = merge_adapters(gather_model(state))
+                if run is not None:
+                    write_outputs(run, whole, science, fingerprints, dataset.tokenizer, batches.figures)
+        if run is not None:
+            run.complete(summarise_run(time.monotonic() - started, progress, hardware))
+
+
+def open_batches(params: TrainParams, context_length: int, dataset: TokenDataset, world: World) -> Batches:
+    """The training batches, once the main process has found every file sound; the others wait for its word."""
+    if world.is_main:
+        dataset.verify(VerifiedFiles(project_root() / VERIFIED))
+    world.barrier()
+    return Batches(
+        dataset.train,
+        params.batch_size,
+        context_length,
+        params.seed,
+        packing=params.packing,
+        jitter=params.window_jitter,
+        mixture=params.mixture,
+    )
+
+
+def describe_science(model: GPT, params: TrainParams) -> dict[str, Any]:
+    """The parameters that the run's numbers depend on."""
+    return {"model": model.params.model_dump(), "train": params.model_dump()}
+
+
+def summarise_run(seconds: float, progress: TrainingProgress, hardware: Hardware) -> dict[str, Any]:
+    """What this machine at this time explains."""
+    return {
+        "seconds": round(seconds, 3),
+        **{name: round(value, 3) for name, value in progress.speed.items()},
+        "peak_memory_bytes": peak_memory_bytes(),
+        "hardware": hardware.describe(),
+    }
+
+
+def build_state(model: GPT, params: TrainParams, hardware: Hardware, world: World) -> TrainState:
+    """Put the model on its device and make of it what a step needs: compiled, distributed, with its optimizers."""
+    if hardware.device == "cpu":
+        keep_freed_memory()
+    if hardware.device == "cpu" or params.deterministic:
+        # A compiled step adds the embedding's gradient atomically: three processes gave three different weights.
+        # With this they are equal, at no measurable cost on a CPU.
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if hardware.device == "cuda":
+        torch.set_float32_matmul_precision("high")
+    model.to(hardware.device).train()
+    objective = LanguageModelLoss(model)
+    if hardware.compile:
+        objective.compile_parts()
+    distributed = distribute(
+        objective,
+        world,
+        hardware.sharding,
+        hardware.device,
+        activation_checkpointing=hardware.activation_checkpointing,
+    )
+    muon_dtype = torch.float32 if hardware.precision == "fp32" else torch.bfloat16
+    optimizers = build_optimizers(model, params, muon_dtype)
+    return TrainState(
+        model, distributed, optimizers, ema=params.ema_decay is not None, fp16=hardware.precision == "fp16"
+    )
+
+
+@contextmanager
+def enter_run(runs: Path, identity: dict[str, Any], world: World, begin: Begin) -> Iterator[tuple[Path, Run | None]]:
+    """The run's folder and, in the main process, which alone writes there, the run itself, locked."""
+    if world.is_main:
+        with open_run(runs, identity, begin) as run:
+            world.barrier()
+            yield run.folder, run
+    else:
+        world.barrier()
+        yield runs / run_key(identity), None
+
+
+def restore(state: TrainState, checkpoints: Checkpoints, world: World) -> int:
+    """The step that the newest sound checkpoint has, its state put back; 0 without one.
+
+    Raises ArtifactError where another process than the main one, which passes over what is damaged, finds another.
+    """
+    found = checkpoints.restore() if world.is_main else None
+    newest = world.from_main(found[0] if found else 0)
+    found = found if world.is_main else checkpoints.restore()
+    step, tensors = found or (0, None)
+    if step != newest:
+        raise ArtifactError(
+            f"{checkpoints.folder}: process {world.rank + 1} finds step {step}, the main process step {newest}: all "
+            f"machines must see the same files there; run the same command again if they are only slow to appear"
+        )
+    if tensors is not None:
+        state.restore(tensors)
+    return step
+
+
+def gather_model(state: TrainState) -> GPT:
+    """The model with all its weights in this process: itself unless it is sharded. All processes must call this."""
+    weights = {name: weight.detach() for name, weight in state.model.named_parameters()}
+    gathered = {name: gather_tensor(weight) for name, weight in weights.items()}
+    if all(gathered[name] is weight for name, weight in weights.items()):
+        return state.model
+    whole = GPT(state.model.params, state.model.vocab_size, end_of_text=state.model.end_of_text)
+    whole.load_state_dict(gathered, strict=False)  # a tied head is the embedding
+    return whole
+
+
+def announce(model: GPT, schedule: Schedule, hardware: Hardware, batches: Batches, world: World) -> None:
+    """Say what follows from the parameters, the data and the machine, each with its derivation."""
+    if not world.is_main:
+        return
+    tokens = schedule.steps * batches.tokens_per_step
+    share = batches.batch_size // world.size
+    compiled = "compiled" if hardware.compile else "not compiled"
+    say(f"model: {model.count_parameters():,} parameters, vocabulary {model.vocab_size:,} (the tokenizer's)")
+    say(
+        f"tokens: {schedule.steps:,} steps x {batches.batch_size} sequences x {batches.context_length} tokens "
+        f"= {tokens:,}, or {tokens / batches.tokens:.2f} epochs of {batches.tokens:,}"
+    )
+    for line in batches.describe(schedule.steps):
+        say(line)
+    say(
+        f"machine: profile {hardware.profile}, {world.size} x {hardware.device}, {hardware.precision} "
+        f"({hardware.precision_reason}), {hardware.threads} threads, {hardware.micro_batch_size} of {share} "
+        f"sequences at once, {compiled} ({hardware.compile_reason})"
+    )
+    if hugging_face_architecture(model.params) is None:
+        warn(f"the export stage will refuse this model: {explain_misfit(model.params)}")
+
+
+def plan_hardware(
+    request: HardwareParams,
+    settings: dict[str, Any],
+    params: TrainParams,
+    model_params: ModelParams,
+    dataset: TokenDataset,
+) -> Hardware:
+    """What the run will use of this machine, and from here on has for itself, if that are cards (`claim_device`).
+
+    Raises ParameterError for what the machine has not, or if the run cannot fit.
+    """
+    claim_device(request, settings, params.batch_size)
+    context, vocab_size = model_params.context_length, dataset.tokenizer.vocab_size
+    tokens = plan_schedule(params, context, dataset.train.tokens).steps * params.batch_size * context
+    tokens = round(tokens * (1 + model_params.masks_per_token))
+    flops = estimate_flops(GPT.outline(model_params, vocab_size).count_parameters(), tokens)
+    hardware = resolve_hardware(request, settings, params.batch_size, context, flops)
+    ema = params.ema_decay is not None
+    if params.lora_rank is not None and hardware.sharding == "full":
+        raise ParameterError(
+            "hardware.sharding=full: train.lora_rank keeps the whole model on each: set hardware.sharding=replicate"
+        )
+    return fit_to_memory(
+        hardware, model_params, vocab_size, optimizer=params.optimizer, ema=ema, lora_rank=params.lora_rank
+    )
+
+
+def settle_hardware(model: GPT, hardware: Hardware, schedule: Schedule, batches: Batches, world: World) -> Hardware:
+    """The main process's plan for all, since each may have measured and chosen differently; with the peak, if it pays.
+
+    While the main process measures, the others wait.
+    """
+    tokens = schedule.steps * batches.tokens_per_step * (1 + model.params.masks_per_token)
+    flops = estimate_flops(model.count_parameters(), round(tokens))
+    if world.is_main and flops > MEASURE_PEAK_FLOPS:
+        peak = measure_peak_flops(hardware.device, hardware.precision) * world.size
+        hardware = replace(hardware, peak_flops=peak)
+        reset_peak_memory()
+    hardware = Hardware(**world.from_main(asdict(hardware)))
+    return confirm_micro_batch(model, hardware, batches.context_length, world)
+
+
+def follow_progress(
+    step: int, model: GPT, hardware: Hardware, schedule: Schedule, batches: Batches, world: World
+) -> TrainingProgress:
+    """What is shown of the training from `step` on, by the main process."""
+    peak = hardware.peak_flops and hardware.peak_flops / estimate_flops(model.count_parameters(), 1)
+    tokens = batches.tokens_per_step
+    return TrainingProgress(step, schedule.steps, tokens, peak_tokens_per_second=peak, shown=world.is_main)
+
+
+def confirm_micro_batch(model: GPT, hardware: Hardware, context_length: int, world: World) -> Hardware:
+    """On a card, a micro-batch that nobody asked for is tried, and halved until it fits on each.
+
+    Before the model is distributed: a card that runs out of memory would leave the others waiting. A divided model
+    (`sharding: full`) cannot be tried alone and keeps what the estimate gave.
+    """
+    if hardware.device != "cuda" or hardware.micro_batch_asked or hardware.sharding == "full":
+        return hardware
+    objective, size = LanguageModelLoss(model.to("cuda")), hardware.micro_batch_size
+    windows = torch.zeros(size, context_length + 1, dtype=torch.int64, device="cuda")
+    count = model.params.trained_blocks  # the steps that have masks take more
+    blocks = torch.zeros(size, count, dtype=torch.int64, device="cuda") if count else None
+
+    def try_step(size: int) -> None:
+        with hardware.autocast():
+            losses = objective(windows[:size, :-1], windows[:size, 1:], None if blocks is None else blocks[:size])
+        losses.total.backward()
+
+    found = find_micro_batch(try_step, size)
+    objective.zero_grad(set_to_none=True)
+    while world.any(found < size):
+        size //= 2
+    return replace(hardware, micro_batch_size=size)

@@ -1,0 +1,44 @@
+"""Secrets of remotes in .dvc/config, put there by DVC itself."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from dvc.config_schema import REMOTE_SCHEMAS  # type: ignore[import-untyped]
+
+from lmcore.commands.remotes import SECRETS, find_secrets
+from lmcore.errors import ArtifactError
+
+
+def run(folder: Path, command: str) -> None:
+    subprocess.run(command, shell=True, cwd=folder, check=True, capture_output=True)
+
+
+def test_secrets_are_told_from_names_and_from_what_stays_here(tmp_path: Path) -> None:
+    assert find_secrets(tmp_path / ".dvc" / "config") == []
+    for command in (
+        "git init --quiet",
+        "dvc init --quiet",
+        "dvc remote add storage ssh://somebody@host/place",
+        "dvc remote modify storage user somebody",
+        "dvc remote modify --local storage password where-it-belongs",
+    ):
+        run(tmp_path, command)
+    assert find_secrets(tmp_path / ".dvc" / "config") == []
+    run(tmp_path, "dvc remote modify storage password 'a%b # long'")
+    run(tmp_path, "dvc remote add other https://somebody:known@host/place")
+    assert find_secrets(tmp_path / ".dvc" / "config") == [("storage", "password"), ("other", "url")]
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("[core\n")
+    with pytest.raises(ArtifactError, match="config is damaged: "):
+        find_secrets(tmp_path / "config")
+
+
+def test_the_settings_are_those_of_dvc() -> None:
+    known = {str(key) for kind, keys in REMOTE_SCHEMAS.items() if kind != "remote" for key in keys}
+    assert known >= SECRETS
+    telling = ("password", "secret", "token", "passphrase", "connection_string", "account_key", "customer_key")
+    named = {key for key in known if any(word in key for word in telling) and not key.startswith(("ask_", "exclude_"))}
+    assert named - SECRETS == {"bearer_token_command"}  # what gives a token is none
