@@ -57,8 +57,8 @@ def run_stage(raw: Path, workers: int) -> dict[str, float]:
     """Seconds, MB of text and peak memory (MB) of one run, in this process and its children."""
     params = parse_section(PrepareParams, "prepare", read_params()["prepare"])
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=raw) as folder, Processes(workers) as engine:
-        metrics, _ = prepare(params, raw, Path(folder, "out"), scratch=Path(folder, "scratch"), engine=engine)
+    with tempfile.TemporaryDirectory(dir=raw) as folder, Processes(workers) as executor:
+        metrics, _ = prepare(params, raw, Path(folder, "out"), scratch=Path(folder, "scratch"), executor=executor)
         seconds = time.perf_counter() - start
     peaks = [resource.getrusage(who).ru_maxrss / 1000 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     text = metrics["train_bytes"] + metrics["validation_bytes"]

@@ -31,6 +31,8 @@ RULES = {
     "dict_type": "names with their values, as {one: 0.7, two: 0.3}",
     "too_short": "one entry or more",
 }
+# What YAML 1.1 takes for something else than text is quoted, although DVC and we read YAML 1.2.
+PLAIN_TEXT = re.compile(r"(?!(?:true|false|null|yes|no|on|off|y|n)$)[a-z][\w./-]*", re.IGNORECASE)
 SHOWN_CHARACTERS = 100  # of a value, in a message
 
 
@@ -44,11 +46,15 @@ AutoOrCount = Literal["auto"] | Annotated[Int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """One section of params.yaml: frozen, every key required, unknown keys and wrong types refused."""
+    """Base of a section of params.yaml: frozen, with defaults; unknown keys and wrong types are refused.
+
+    Python code states the keys that differ (`ModelParams(n_layers=6)`), params.yaml states every key.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+Values = Mapping[str, Any]  # of params.yaml or a part of it: the sections by name, in each its keys
 AnySection = TypeVar("AnySection", bound=Section)
 
 
@@ -80,18 +86,36 @@ def read_section(kind: type[AnySection], name: str, path: Path = Path("params.ya
 
 
 def parse_section(kind: type[AnySection], name: str, values: object) -> AnySection:
-    """`values` as a checked, frozen `kind`; `name` is the dotted path that messages begin with."""
+    """Return `values`, which must state every key, as a checked, frozen `kind`.
+
+    `name` is the dotted path that messages begin with. Raises ParameterError.
+    """
     if not isinstance(values, Mapping):
         raise ParameterError(f"{_show(name, values)}: must be a section with the keys {', '.join(kind.model_fields)}")
     values = {str(key): value for key, value in values.items()}  # YAML's keys may be numbers
+    phrases = [f"{path} is missing: write it (an empty value means 'not set')" for path in _missing(kind, name, values)]
     try:
-        return kind.model_validate(values)
+        section = kind.model_validate(values)
     except ValidationError as error:
         broken: dict[str, list[ErrorDetails]] = {}
         for detail in error.errors(include_url=False):
+            if detail["type"] == "missing":  # of a key without default; named above
+                continue
             broken.setdefault(_dotted_path(name, values, detail["loc"]), []).append(detail)
-        phrases = [_explain(path, details, kind) for path, details in broken.items()]
-        raise ParameterError("; ".join(phrases)) from None
+        phrases += [_explain(path, details, kind) for path, details in broken.items()]
+    if phrases:
+        raise ParameterError("; ".join(phrases))
+    return section
+
+
+def _missing(kind: type[Section], name: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the dotted paths of the keys that `values` do not state, also in sections within the section."""
+    for key, field in kind.model_fields.items():
+        inner = field.annotation
+        if key not in values:
+            yield f"{name}.{key}"
+        elif isinstance(inner, type) and issubclass(inner, Section) and isinstance(values[key], Mapping):
+            yield from _missing(inner, f"{name}.{key}", values[key])
 
 
 def _explain(path: str, details: Sequence[ErrorDetails], kind: type[Section]) -> str:
@@ -102,8 +126,6 @@ def _explain(path: str, details: Sequence[ErrorDetails], kind: type[Section]) ->
     """
     value = details[0]["input"]
     match details[0]["type"]:
-        case "missing":
-            return f"{path} is missing: write it (an empty value means 'not set')"
         case "extra_forbidden":
             section, _, key = path.rpartition(".")
             known = _find_section(kind, details[0]["loc"][:-1]).model_fields
@@ -170,13 +192,6 @@ def _explain_yaml(error: YAMLError | UnicodeDecodeError) -> str:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
     return " ".join(str(error).split())
-
-
-Values = Mapping[str, Any]  # of params.yaml or a part of it: the sections by name, in each its keys
-
-
-# What YAML 1.1 takes for something else than text is quoted, although DVC and we read YAML 1.2.
-PLAIN_TEXT = re.compile(r"(?!(?:true|false|null|yes|no|on|off|y|n)$)[a-z][\w./-]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

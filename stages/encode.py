@@ -9,7 +9,7 @@ from lmcore.errors import report_errors
 from lmcore.files import project_root, write_json
 from lmcore.params import read_section
 from lmcore.prepare.documents import list_parts
-from lmcore.runtime.engine import open_engine
+from lmcore.runtime.executor import open_executor
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.checksums import VERIFIED, VerifiedFiles
 
@@ -24,9 +24,9 @@ def main() -> None:
     else:
         splits = {split: list_parts(Path("data/documents") / split) for split in ("train", "validation")}
         scratch = project_root() / ".cache" / "encode"
-        with open_engine() as engine:
+        with open_executor() as executor:
             metrics = encode_splits(
-                params, splits, tokenizer, folder, scratch=scratch, engine=engine, verified=verified
+                params, splits, tokenizer, folder, scratch=scratch, executor=executor, verified=verified
             )
     write_json(Path("reports/metrics/encode.json"), metrics)
 

@@ -8,15 +8,15 @@ from lmcore.params import read_section
 from lmcore.plots import draw_corpus
 from lmcore.prepare.params import PrepareParams
 from lmcore.prepare.prepare import prepare
-from lmcore.runtime.engine import open_engine
+from lmcore.runtime.executor import open_executor
 
 
 def main() -> None:
     """Make data/documents, the stage's metrics and a picture of them."""
     params = read_section(PrepareParams, "prepare")
-    with open_engine() as engine:
+    with open_executor() as executor:
         scratch = project_root() / ".cache" / "prepare"
-        metrics, lengths = prepare(params, Path("data/raw"), Path("data/documents"), scratch=scratch, engine=engine)
+        metrics, lengths = prepare(params, Path("data/raw"), Path("data/documents"), scratch=scratch, executor=executor)
     outcomes = {"kept": metrics["kept"], "duplicate": metrics["duplicates"], **metrics["rejected"]}
     draw_corpus(lengths, outcomes, Path("reports/plots/corpus.svg"))
     write_json(Path("reports/metrics/prepare.json"), metrics)

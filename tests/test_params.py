@@ -10,7 +10,9 @@ from dvc.utils.serialize import load_yaml  # type: ignore[import-untyped]
 from pydantic import Field
 
 from lmcore.errors import ParameterError
+from lmcore.model.params import ModelParams
 from lmcore.params import Int, Section, flatten, parse_section, read_params, read_section
+from lmcore.train.params import LENGTHS, TrainParams
 
 
 class Cooking(Section):
@@ -138,8 +140,24 @@ def test_a_mistake_is_one_line_with_path_value_and_rule(change: dict[Any, Any], 
 
 @pytest.mark.parametrize("key", VALUES)
 def test_a_missing_key_is_named(key: str) -> None:
-    with pytest.raises(ParameterError, match=f"^cooking.{key} is missing: write it"):
+    with pytest.raises(ParameterError, match=f"^cooking.{key} is missing: write it [^;]*$"):
         parse_section(Cooking, "cooking", {name: value for name, value in VALUES.items() if name != key})
+
+
+def test_code_states_what_differs_and_params_yaml_every_key() -> None:
+    model = ModelParams(n_layers=6, d_model=384)
+    assert (model.n_layers, model.d_model, model.n_heads) == (6, 384, ModelParams().n_heads)
+    values = model.model_dump()
+    assert parse_section(ModelParams, "model", values) == model
+    del values["dropout"], values["diffusion"]["weight"]
+    with pytest.raises(ParameterError, match=r"^model\.dropout is missing: .*; model\.diffusion\.weight is missing: "):
+        parse_section(ModelParams, "model", values)
+
+
+@pytest.mark.parametrize("length", [{"max_tokens": 100}, {"epochs": 2.0}, {"max_steps": None, "epochs": 1.0}])
+def test_one_length_of_a_training_replaces_the_default(length: dict[str, Any]) -> None:
+    params = TrainParams(**length)
+    assert {name: getattr(params, name) for name in LENGTHS} == dict.fromkeys(LENGTHS) | length
 
 
 @pytest.mark.parametrize(

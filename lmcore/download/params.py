@@ -21,11 +21,11 @@ FILE_NAME_CHARACTERS = 60  # of a url's last part; 255 bytes is the most that fi
 class DownloadParams(Section):
     """Section `download`: several sources (`mix`), or one's own text (`path`), or a `url`, or else a `source`."""
 
-    source: str
-    path: str | None
-    url: str | None
-    sha256: str | None
-    mix: list[str] | None
+    source: str = "stdlib"
+    path: str | None = None
+    url: str | None = None
+    sha256: str | None = None
+    mix: list[str] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

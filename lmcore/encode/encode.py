@@ -15,7 +15,7 @@ from lmcore.encode.params import EncodeParams
 from lmcore.encode.shard_writer import SplitWriter, choose_dtype, write_manifest
 from lmcore.errors import ArtifactError, DataError
 from lmcore.files import read_json, save_array, write_folder, write_json
-from lmcore.runtime.process_pool import HERE, Engine
+from lmcore.runtime.process_pool import HERE, Executor
 from lmcore.runtime.progress import BytesProgress
 from lmcore.runtime.scratch import reserve
 from lmcore.tokenizer.base import Tokenizer
@@ -47,13 +47,13 @@ def encode_splits(
     folder: Path,
     *,
     scratch: Path,
-    engine: Engine = HERE,
+    executor: Executor = HERE,
     verified: VerifiedFiles | None = None,
 ) -> dict[str, int | float | str]:
     """Write the shards of every split and the manifest; the folder appears whole or not at all.
 
     Encoded parts wait in `scratch` until all are there: a killed stage goes on from them. The result depends on the
-    documents and the tokenizer alone, not on the `engine` or on what was killed. What is written is entered in
+    documents and the tokenizer alone, not on the `executor` or on what was killed. What is written is entered in
     `verified`. Returns the metrics of `write_manifest`. Raises DataError for a split without text.
     """
     dtype = choose_dtype(tokenizer.vocab_size)
@@ -67,8 +67,8 @@ def encode_splits(
         entries = {}
         with BytesProgress("encode", sum(map(sum, sizes.values()))) as progress:
             for split, parts in splits.items():
-                threads = 1 if min(engine.workers, len(parts)) > 1 else engine.workers
-                encoded = engine.map(partial(work, threads=threads), parts)
+                threads = 1 if min(executor.workers, len(parts)) > 1 else executor.workers
+                encoded = executor.map(partial(work, threads=threads), parts)
                 counted = progress.follow(encoded, sizes[split])
                 with SplitWriter(new, split, params.shard_tokens, dtype, tokenizer.end_of_text) as writer:
                     join_parts(writer, zip([part.source for part in parts], counted, strict=True))

@@ -11,9 +11,9 @@ from lmcore.params import Int, Section
 class EvaluateParams(Section):
     """The part of the validation split that is measured, and the benchmarks beside it."""
 
-    max_tokens: Int | None = Field(ge=1)
-    suites: list[str] | None
-    max_items: Int | None = Field(ge=1)
+    max_tokens: Int | None = Field(default=None, ge=1)
+    suites: list[str] | None = None
+    max_items: Int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -15,19 +15,23 @@ DecoderKind = Literal["plain", "tidar", "tidar-one-forward"]
 class SampleParams(Section):
     """What the sample stage writes. Temperature 0 takes the likeliest token; an empty limit is off."""
 
-    prompts: list[str]
-    samples_per_prompt: Int = Field(ge=1)
-    max_new_tokens: Int = Field(ge=1, le=1_000_000)
-    temperature: float = Field(ge=0.0)
-    top_k: Int | None = Field(ge=1)
-    top_p: float | None = Field(gt=0.0, le=1.0)
-    min_p: float | None = Field(ge=0.0, le=1.0)
-    repetition_penalty: float = Field(ge=0.01, le=100.0)
-    stop: Annotated[list[str], BeforeValidator(lambda value: [] if value is None else value)]
-    draft_tokens: Int | None = Field(ge=1)
-    decoder: DecoderKind
-    weights: Weights
-    seed: Int
+    prompts: list[str] = Field(
+        default_factory=lambda: ["def ", "import os\n", "class Node:\n    def __init__(self", "# Copyright"]
+    )
+    samples_per_prompt: Int = Field(default=2, ge=1)
+    max_new_tokens: Int = Field(default=200, ge=1, le=1_000_000)
+    temperature: float = Field(default=0.7, ge=0.0)
+    top_k: Int | None = Field(default=None, ge=1)
+    top_p: float | None = Field(default=0.9, gt=0.0, le=1.0)
+    min_p: float | None = Field(default=None, ge=0.0, le=1.0)
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=100.0)
+    stop: Annotated[list[str], BeforeValidator(lambda value: [] if value is None else value)] = Field(
+        default_factory=list
+    )
+    draft_tokens: Int | None = Field(default=None, ge=1)
+    decoder: DecoderKind = "plain"
+    weights: Weights = "float32"
+    seed: Int = 1
 
     @field_validator("prompts")
     @classmethod

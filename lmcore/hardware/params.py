@@ -3,6 +3,7 @@
 from typing import Literal
 
 from lmcore.params import AutoOrCount, Section
+from lmcore.runtime.executor import ExecutorParams
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -13,19 +14,17 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Sharding = Literal["replicate", "full"]
 
 
-class HardwareParams(Section):
+class HardwareParams(ExecutorParams):
     """The request: a profile's name or `auto`, and what overrides it (empty: as the profile says)."""
 
-    profile: str
-    device: Device | None
-    precision: Literal["auto"] | Precision | None
-    micro_batch_size: AutoOrCount | None
-    compile: Literal["auto"] | bool | None
-    activation_checkpointing: bool | None
-    processes: AutoOrCount | None
-    sharding: Sharding | None
-    workers: AutoOrCount
-    data_engine: Literal["local", "ray"]
+    profile: str = "auto"
+    device: Device | None = None
+    precision: Literal["auto"] | Precision | None = None
+    micro_batch_size: AutoOrCount | None = None
+    compile: Literal["auto"] | bool | None = None
+    activation_checkpointing: bool | None = None
+    processes: AutoOrCount | None = None
+    sharding: Sharding | None = None
 
 
 class Profile(Section):

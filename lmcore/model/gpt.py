@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lmcore.model.attention import Mask, attend, mask_documents, number_documents
 from lmcore.model.kv_cache import Extension, KeyValueCache
 from lmcore.model.linear import Linear
-from lmcore.model.params import NO_DIFFUSION, ModelParams
+from lmcore.model.params import DiffusionParams, ModelParams
 from lmcore.model.tidar import FusedMask, Sight, spread_masks
 
 
@@ -328,7 +328,7 @@ class GPT(nn.Module):
         """The plain GPT that the model is but for the masks' input row, of the same weights."""
         if self.params.diffusion.block_size is None:
             return self
-        params = self.params.model_copy(update={"diffusion": NO_DIFFUSION})
+        params = self.params.model_copy(update={"diffusion": DiffusionParams()})
         weights = {name: weight for name, weight in self.state_dict().items() if name != "mask_embedding.weight"}
         return GPT.of_weights(params, self.vocab_size, weights, end_of_text=self.end_of_text)
 

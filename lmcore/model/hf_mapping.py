@@ -12,7 +12,7 @@ from torch import Tensor
 from lmcore.errors import ArtifactError
 from lmcore.model.gpt import GPT
 from lmcore.model.hf_architecture import FIXED_CHOICES, Architecture
-from lmcore.model.params import NO_DIFFUSION, ModelParams
+from lmcore.model.params import DiffusionParams, ModelParams
 from lmcore.model.weights import StoredWeights, copy_parts
 
 MODEL_CLASSES: dict[Architecture, str] = {
@@ -221,7 +221,7 @@ def read_config(values: Mapping[str, Any], place: str) -> tuple[Architecture, Mo
         "dropout": 0.0,
         "logit_softcap": None,
         "document_mask": False,
-        "diffusion": NO_DIFFUSION,
+        "diffusion": DiffusionParams(),
     }
     try:
         params = ModelParams.model_validate(choices)

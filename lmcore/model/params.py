@@ -13,38 +13,35 @@ RMS_NORM_EPSILON = 1e-6  # Llama's and Qwen3's
 class DiffusionParams(Section):
     """How the model learns to guess ahead; an empty `block_size` is a GPT without masks."""
 
-    block_size: Int | None = Field(ge=2)
-    weight: float = Field(gt=0.0)
-    start_fraction: float = Field(ge=0.0, lt=1.0)
-    block_fraction: float = Field(gt=0.0, le=1.0)
-    random_offset: bool
-
-
-NO_DIFFUSION = DiffusionParams(block_size=None, weight=0.5, start_fraction=0.5, block_fraction=0.5, random_offset=True)
+    block_size: Int | None = Field(default=None, ge=2)
+    weight: float = Field(default=0.5, gt=0.0)
+    start_fraction: float = Field(default=0.5, ge=0.0, lt=1.0)
+    block_fraction: float = Field(default=0.5, gt=0.0, le=1.0)
+    random_offset: bool = True
 
 
 class ModelParams(Section):
     """The shape of the network; the vocabulary size comes from the tokenizer."""
 
-    n_layers: Int = Field(ge=1)
-    n_heads: Int = Field(ge=1)
-    n_kv_heads: Int | None = Field(ge=1)
-    d_model: Int = Field(ge=1)
-    d_head: Int | None = Field(ge=1)
-    d_ff: Int | None = Field(ge=1)
-    context_length: Int = Field(ge=2)
-    dropout: float = Field(ge=0.0, lt=1.0)
-    norm: Literal["layernorm", "rmsnorm"]
-    norm_epsilon: float | None = Field(gt=0.0)
-    position: Literal["learned", "rope"]
-    rope_base: float = Field(gt=0.0)
-    mlp: Literal["gelu", "swiglu", "relu2"]
-    qk_norm: bool
-    bias: bool
-    tie_embeddings: bool
-    logit_softcap: float | None = Field(gt=0.0)
-    document_mask: bool
-    diffusion: DiffusionParams
+    n_layers: Int = Field(default=4, ge=1)
+    n_heads: Int = Field(default=2, ge=1)
+    n_kv_heads: Int | None = Field(default=None, ge=1)
+    d_model: Int = Field(default=128, ge=1)
+    d_head: Int | None = Field(default=None, ge=1)
+    d_ff: Int | None = Field(default=None, ge=1)
+    context_length: Int = Field(default=256, ge=2)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    norm_epsilon: float | None = Field(default=None, gt=0.0)
+    position: Literal["learned", "rope"] = "rope"
+    rope_base: float = Field(default=10000.0, gt=0.0)
+    mlp: Literal["gelu", "swiglu", "relu2"] = "swiglu"
+    qk_norm: bool = True
+    bias: bool = False
+    tie_embeddings: bool = True
+    logit_softcap: float | None = Field(default=None, gt=0.0)
+    document_mask: bool = False
+    diffusion: DiffusionParams = DiffusionParams()
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:

@@ -9,7 +9,7 @@ from lmcore.errors import ArtifactError
 from lmcore.files import read_json, write_json
 from lmcore.model.gpt import GPT
 from lmcore.model.hf_mapping import MODEL_CLASSES, load_hugging_face
-from lmcore.model.params import NO_DIFFUSION, ModelParams
+from lmcore.model.params import DiffusionParams, ModelParams
 from lmcore.model.weights import WHOLE, StoredWeights, copy_parts, write_weights
 from lmcore.params import parse_section
 
@@ -20,7 +20,7 @@ LATER_PARAMS = {
     "d_head": None,
     "norm_epsilon": None,
     "rope_base": 10_000.0,
-    "diffusion": NO_DIFFUSION.model_dump(),
+    "diffusion": DiffusionParams().model_dump(),
 }
 REMEDY = "run the train stage (dvc repro train), or fetch it (dvc pull)"
 

@@ -10,7 +10,7 @@ from lmcore.files import named_path
 from lmcore.prepare.documents import Document, Rejection, batch
 from lmcore.prepare.overlap import SEQUENCE_WORDS, Hashes, collect_sequences
 from lmcore.prepare.readers import LINES, Layout, RawFile, read_file, read_records
-from lmcore.runtime.process_pool import Engine
+from lmcore.runtime.process_pool import Executor
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def iterate_strings(value: Any) -> Iterator[str]:
             yield from iterate_strings(part)
 
 
-def collect_evaluation(name: str, engine: Engine) -> Hashes:
+def collect_evaluation(name: str, executor: Executor) -> Hashes:
     """The sequences of the file that `prepare.contamination` names, as `collect_sequences` gives them.
 
     Raises ParameterError without a file, and DataError for one that cannot be read or has no sequence.
@@ -57,7 +57,7 @@ def collect_evaluation(name: str, engine: Engine) -> Hashes:
         raise ParameterError(
             f"prepare.contamination={name!r}: {path} is no file; a relative path begins at dvc.yaml's folder"
         )
-    sequences = collect_sequences([Evaluation(path)], engine)
+    sequences = collect_sequences([Evaluation(path)], executor)
     if not len(sequences):
         raise DataError(
             f"prepare.contamination: {path} has no text of {SEQUENCE_WORDS} words or more, so that nothing can be "

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcore.files import save_array
-from lmcore.runtime.process_pool import Engine
+from lmcore.runtime.process_pool import Executor
 
 SEQUENCE_WORDS = 13  # GPT-3's measure of contamination (Brown et al. 2020, appendix C)
 SEQUENCE_SAMPLE = 1 << 20  # of validation's sequences: all of them in a validation text below some 5 MB
@@ -33,16 +33,16 @@ class Readable(Protocol):
         """The texts, a batch at a time."""
 
 
-def collect_sequences(parts: Sequence[Readable], engine: Engine) -> Hashes:
+def collect_sequences(parts: Sequence[Readable], executor: Executor) -> Hashes:
     """The hashes of the distinct sequences of 13 words, sorted: the smallest of many, which is a fair sample."""
     smallest = Smallest()
-    for hashes in engine.map(sample_sequences, parts):
+    for hashes in executor.map(sample_sequences, parts):
         smallest.add(hashes)
     return smallest.take()
 
 
 def measure_overlaps(
-    samples: Mapping[str, Hashes], text: Sequence[Readable], place: Path, engine: Engine
+    samples: Mapping[str, Hashes], text: Sequence[Readable], place: Path, executor: Executor
 ) -> dict[str, float]:
     """Of each sample of sequences the share that occurs in `text` too; 0 of none.
 
@@ -53,7 +53,7 @@ def measure_overlaps(
     for name, sample in samples.items():
         save_array(paths[name], sample)
     found = {name: np.zeros(len(sample), bool) for name, sample in samples.items()}
-    for marks in engine.map(partial(find_sequences, samples=paths), text):
+    for marks in executor.map(partial(find_sequences, samples=paths), text):
         for name, bits in marks.items():
             found[name] |= np.unpackbits(bits, count=len(found[name])).astype(bool)
     return {name: float(np.count_nonzero(marks) / max(1, len(marks))) for name, marks in found.items()}

@@ -10,19 +10,19 @@ from lmcore.params import Int, Section
 class PrepareParams(Section):
     """Section `prepare`. Validation is a fraction of the documents (hash) or of the characters (tail)."""
 
-    text_field: Annotated[str, Field(min_length=1)]
-    separator: Annotated[str, Field(min_length=1)] | None
-    split: Literal["hash", "tail"]
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
-    min_characters: Annotated[Int, Field(ge=0)]
-    max_characters: Int | None
-    max_rejected_fraction: Annotated[float, Field(ge=0, le=1)]
-    max_leakage: Annotated[float, Field(ge=0, le=1)] | None
-    contamination: Annotated[str, Field(min_length=1)] | None
-    unicode: Literal["as_is", "nfc"]
-    newlines: Literal["as_is", "unix"]
-    quality: Literal["none", "gopher"]
-    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None
+    text_field: Annotated[str, Field(min_length=1)] = "text"
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    split: Literal["hash", "tail"] = "hash"
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    min_characters: Annotated[Int, Field(ge=0)] = 1
+    max_characters: Int | None = None
+    max_rejected_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    max_leakage: Annotated[float, Field(ge=0, le=1)] | None = None
+    contamination: Annotated[str, Field(min_length=1)] | None = None
+    unicode: Literal["as_is", "nfc"] = "as_is"
+    newlines: Literal["as_is", "unix"] = "as_is"
+    quality: Literal["none", "gopher"] = "none"
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -23,7 +23,7 @@ from lmcore.prepare.readers import Layout
 from lmcore.prepare.scan import read_normalised, survey_unit
 from lmcore.prepare.split import HashSplit, TailSplit
 from lmcore.prepare.units import REMEDY, Unit, list_units
-from lmcore.runtime.process_pool import HERE, Engine
+from lmcore.runtime.process_pool import HERE, Executor
 from lmcore.runtime.progress import BytesProgress
 from lmcore.runtime.scratch import reserve
 
@@ -42,7 +42,7 @@ class Selection:
 
 
 def prepare(
-    params: PrepareParams, raw: Path, folder: Path, *, scratch: Path, engine: Engine = HERE
+    params: PrepareParams, raw: Path, folder: Path, *, scratch: Path, executor: Executor = HERE
 ) -> tuple[dict[str, Any], dict[int, int]]:
     """Make `folder`: {train,validation}/part-*.parquet with the kept documents, rejected.parquet with the others.
 
@@ -53,12 +53,12 @@ def prepare(
     written then.
     """
     name = params.contamination
-    sought = {} if name is None else {"contamination": collect_evaluation(name, engine)}
+    sought = {} if name is None else {"contamination": collect_evaluation(name, executor)}
     units = list_units(raw, Layout(params.text_field, params.separator))
     work = [params.model_dump(exclude=LIMITS), read_json(raw / "manifest.json", REMEDY)]
     with reserve(scratch, work) as place, write_folder(folder) as new:
-        selections, judge = select_documents(units, params, new / "rejected.parquet", place, engine)
-        counts = write_documents(selections, params, new, place, engine)
+        selections, judge = select_documents(units, params, new / "rejected.parquet", place, executor)
+        counts = write_documents(selections, params, new, place, executor)
         for name, split in zip(("training", "validation"), SPLITS, strict=True):
             if not counts[split]["documents"]:
                 raise DataError(explain_empty(name, params))
@@ -71,7 +71,7 @@ def prepare(
             **({} if params.near_duplicates is None else {"near_duplicates": judge.duplicates["near_duplicate"]}),
             **{f"{split}_documents": counts[split]["documents"] for split in SPLITS},
             **{f"{split}_bytes": counts[split]["bytes"] for split in SPLITS},
-            **measure_overlaps({"leakage": collect_sequences(validation, engine), **sought}, train, place, engine),
+            **measure_overlaps({"leakage": collect_sequences(validation, executor), **sought}, train, place, executor),
         }
         if params.max_leakage is not None and metrics["leakage"] > params.max_leakage:
             raise DataError(
@@ -83,13 +83,13 @@ def prepare(
 
 
 def select_documents(
-    units: Sequence[Unit], params: PrepareParams, listing: Path, place: Path, engine: Engine
+    units: Sequence[Unit], params: PrepareParams, listing: Path, place: Path, executor: Executor
 ) -> tuple[list[Selection], Judge]:
     """Which documents of each unit stay, the others listed in `listing`, and the account of all."""
     chosen: list[tuple[Unit, Path, int, int]] = []
     sizes = [unit.size for unit in units]
     with Judge(params, listing, place) as judge, BytesProgress("prepare: checking", sum(sizes)) as progress:
-        surveys = engine.map(partial(survey_unit, params=params, place=place), units)
+        surveys = executor.map(partial(survey_unit, params=params, place=place), units)
         for unit, survey in zip(units, progress.follow(surveys, sizes), strict=True):
             stays, begin, size = place / f"stays-{unit.number:06d}.npy", judge.kept_characters, judge.kept_bytes
             save_array(stays, judge.judge(survey))
@@ -103,7 +103,7 @@ def select_documents(
 
 
 def write_documents(
-    selections: Sequence[Selection], params: PrepareParams, folder: Path, place: Path, engine: Engine
+    selections: Sequence[Selection], params: PrepareParams, folder: Path, place: Path, executor: Executor
 ) -> dict[str, dict[str, int]]:
     """The parts of both splits in `folder`, numbered in order. Returns documents and bytes of each."""
     counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
@@ -112,7 +112,7 @@ def write_documents(
         (folder / split).mkdir()
     numbers = dict.fromkeys(SPLITS, 0)
     with BytesProgress("prepare: writing", sum(sizes)) as progress:
-        written = engine.map(partial(write_unit, params=params, place=place), selections)
+        written = executor.map(partial(write_unit, params=params, place=place), selections)
         for unit_folder in progress.follow(written, sizes):
             unit_counts = read_json(unit_folder / "counts.json", "run the same command again")
             for split in SPLITS:

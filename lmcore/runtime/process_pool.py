@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Engine(Protocol):
+class Executor(Protocol):
     """Where work on text is done: in processes of this machine, or of several."""
 
     @property
@@ -36,7 +36,7 @@ def count_cores() -> int:
 
 
 class Processes:
-    """An Engine of this machine's processes, which are started when there is work for two; one works right here.
+    """An Executor of this machine's processes, which are started when there is work for two; one works right here.
 
     They are deaf to Ctrl-C, and end as soon as this process leaves by an error, or is gone.
     """

@@ -20,7 +20,7 @@ RETRIES = 5  # of an item whose machine died
 
 
 class RayCluster:
-    """An Engine of the Ray cluster that RAY_ADDRESS names, or that this machine belongs to.
+    """An Executor of the Ray cluster that RAY_ADDRESS names, or that this machine belongs to.
 
     Each item is a task of one core, which Ray gives to another machine if the first one dies. All machines must see
     the project's folder under the same path and hold the same code, which is checked on entering. `workers` bounds the

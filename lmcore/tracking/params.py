@@ -9,14 +9,17 @@ from lmcore.errors import ParameterError
 from lmcore.params import Section
 
 BackendName = Literal["mlflow", "wandb", "tensorboard"]
+DEFAULT_BACKENDS: tuple[BackendName, ...] = ("mlflow",)
 
 
 class TrackingParams(Section):
     """Where a training's metrics go beside runs/KEY, which keeps all of them. No stage depends on it."""
 
-    backends: Annotated[list[BackendName], BeforeValidator(lambda value: [] if value is None else value)]
-    experiment: str = Field(min_length=1)
-    system_metrics_seconds: float | None = Field(ge=1.0)
+    backends: Annotated[list[BackendName], BeforeValidator(lambda value: [] if value is None else value)] = Field(
+        default_factory=lambda: list(DEFAULT_BACKENDS)
+    )
+    experiment: str = Field(default="lmcore", min_length=1)
+    system_metrics_seconds: float | None = Field(default=10.0, ge=1.0)
 
     @field_validator("backends")
     @classmethod

@@ -24,12 +24,14 @@ class TokenizerParams(Section):
     looked at, by a fair sample.
     """
 
-    kind: Literal["bpe", "char", "byte", "pretrained"]
-    vocab_size: Int | None
-    digits: Int | None
-    special_tokens: Annotated[list[str], BeforeValidator(lambda value: [] if value is None else value)]
-    name: str | None
-    max_bytes: Annotated[Int, Field(ge=1)] | None
+    kind: Literal["bpe", "char", "byte", "pretrained"] = "bpe"
+    vocab_size: Int | None = 2048
+    digits: Int | None = 2
+    special_tokens: Annotated[list[str], BeforeValidator(lambda value: [] if value is None else value)] = Field(
+        default_factory=list
+    )
+    name: str | None = None
+    max_bytes: Annotated[Int, Field(ge=1)] | None = 1_000_000_000
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:

@@ -160,8 +160,8 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 def encode(folder: Path, workers: int = 1, splits: Mapping[str, Sequence[TextPart]] = SPLITS) -> dict[str, bytes]:
     params = EncodeParams(shard_tokens=50, tokenized=None)
-    with Processes(workers) as engine:
-        encode_splits(params, splits, BPE, folder / "tokens", scratch=folder / "scratch", engine=engine)
+    with Processes(workers) as executor:
+        encode_splits(params, splits, BPE, folder / "tokens", scratch=folder / "scratch", executor=executor)
     return read_folder(folder / "tokens")
 
 

@@ -18,7 +18,7 @@ from lmcore.export.params import ExportParams
 from lmcore.export.transformers_reference import import_transformers
 from lmcore.model.gpt import GPT
 from lmcore.model.hf_mapping import named_weights
-from lmcore.model.params import NO_DIFFUSION
+from lmcore.model.params import DiffusionParams
 from lmcore.model.save_load import load_model
 from lmcore.tokenizer.load import load_tokenizer
 
@@ -68,7 +68,7 @@ def test_a_model_of_single_documents_is_exported_as_one(tmp_path: Path) -> None:
 
 
 def test_a_model_with_masks_is_exported_without_them(tmp_path: Path) -> None:
-    masks = {**NO_DIFFUSION.model_dump(), "block_size": 4}
+    masks = {**DiffusionParams().model_dump(), "block_size": 4}
     model = write_model(tmp_path / "gpt", {**MODERN, "diffusion": masks})
     metrics = export_model(FLOAT32, tmp_path / "gpt", tmp_path / "export", corpus=CORPUS, figures={})
     assert metrics["parameters"] == model.count_parameters() - model.params.d_model

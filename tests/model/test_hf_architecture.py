@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lmcore.model.hf_architecture import explain_misfit, hugging_face_architecture
-from lmcore.model.params import NO_DIFFUSION, ModelParams
+from lmcore.model.params import DiffusionParams, ModelParams
 
 CLASSIC = {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True}
 MODERN = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": True, "bias": False}
@@ -15,7 +15,7 @@ def make_params(**choices: Any) -> ModelParams:
     shape = {"n_layers": 1, "n_heads": 4, "n_kv_heads": None, "d_model": 16, "d_head": None, "d_ff": None}
     usual = {"context_length": 8, "norm_epsilon": None, "rope_base": 1e4}
     others = {**usual, "dropout": 0.0, "tie_embeddings": True, "logit_softcap": None, "document_mask": False}
-    others["diffusion"] = NO_DIFFUSION
+    others["diffusion"] = DiffusionParams()
     return ModelParams(**{**shape, **others, **choices})
 
 

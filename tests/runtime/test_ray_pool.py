@@ -21,7 +21,7 @@ from lmcore.files import write_json
 from lmcore.prepare.documents import DocumentPart, list_parts
 from lmcore.prepare.params import PrepareParams
 from lmcore.prepare.prepare import prepare
-from lmcore.runtime.process_pool import HERE, Engine
+from lmcore.runtime.process_pool import HERE, Executor
 from lmcore.tokenizer.byte import ByteTokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
@@ -33,15 +33,15 @@ import sys
 from pathlib import Path
 from test_cluster import run_stages
 from lmcore.runtime import ray_pool as cluster
-from lmcore.runtime.engine import open_engine
+from lmcore.runtime.executor import open_executor
 from lmcore.errors import report_errors
 {change}
-with report_errors(), open_engine() as engine:
-    run_stages(Path("{name}"), engine)
+with report_errors(), open_executor() as executor:
+    run_stages(Path("{name}"), executor)
 """
 
 
-def run_stages(folder: Path, engine: Engine) -> None:
+def run_stages(folder: Path, executor: Executor) -> None:
     """Prepare and encode of `raw` in the working folder; what they make lies in `folder`."""
     params = PrepareParams(
         text_field="text",
@@ -58,7 +58,7 @@ def run_stages(folder: Path, engine: Engine) -> None:
         quality="none",
         near_duplicates=0.8,
     )
-    metrics, _ = prepare(params, Path("raw"), folder / "documents", scratch=folder / "scratch", engine=engine)
+    metrics, _ = prepare(params, Path("raw"), folder / "documents", scratch=folder / "scratch", executor=executor)
     splits = {split: list_parts(folder / "documents" / split) for split in ("train", "validation")}
     tokens, scratch = folder / "tokens", folder / "scratch"
     encode_splits(
@@ -67,18 +67,18 @@ def run_stages(folder: Path, engine: Engine) -> None:
         ByteTokenizer.create(),
         tokens,
         scratch=scratch,
-        engine=engine,
+        executor=executor,
     )
     write_json(folder / "metrics.json", metrics)
 
 
-def encode_damaged(folder: Path, engine: Engine) -> None:
+def encode_damaged(folder: Path, executor: Executor) -> None:
     params, parts = (
         EncodeParams(shard_tokens=5000, tokenized=None),
         {"train": [DocumentPart(folder / "part-0.parquet")]},
     )
     tokenizer, scratch = ByteTokenizer.create(), folder / "scratch"
-    encode_splits(params, parts, tokenizer, folder / "tokens", scratch=scratch, engine=engine)
+    encode_splits(params, parts, tokenizer, folder / "tokens", scratch=scratch, executor=executor)
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:

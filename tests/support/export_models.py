@@ -8,7 +8,7 @@ import torch
 from tiny import tokenizer_params
 
 from lmcore.model.gpt import GPT
-from lmcore.model.params import NO_DIFFUSION, ModelParams
+from lmcore.model.params import DiffusionParams, ModelParams
 from lmcore.model.save_load import save_model
 from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
@@ -48,7 +48,7 @@ def write_model(
             "tie_embeddings": True,
             "logit_softcap": None,
             "document_mask": False,
-            "diffusion": NO_DIFFUSION.model_dump(),
+            "diffusion": DiffusionParams().model_dump(),
             **choices,
         }
     )

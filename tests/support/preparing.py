@@ -30,8 +30,8 @@ def make_params(**values: object) -> PrepareParams:
 
 
 def run(params: PrepareParams, raw: Path, folder: Path, workers: int = 1) -> tuple[dict[str, Any], dict[int, int]]:
-    with Processes(workers) as engine:
-        return prepare(params, raw, folder, scratch=raw.parent / "scratch", engine=engine)
+    with Processes(workers) as executor:
+        return prepare(params, raw, folder, scratch=raw.parent / "scratch", executor=executor)
 
 
 def read_split(folder: Path) -> dict[str, str]:

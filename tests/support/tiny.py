@@ -11,7 +11,7 @@ import torch
 from lmcore.encode.encode import Texts, encode_splits
 from lmcore.encode.params import EncodeParams
 from lmcore.model.gpt import GPT
-from lmcore.model.params import NO_DIFFUSION, ModelParams
+from lmcore.model.params import DiffusionParams, ModelParams
 from lmcore.params import parse_section
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.train.params import TrainParams
@@ -38,7 +38,7 @@ TINY_MODEL = ModelParams(
     tie_embeddings=True,
     logit_softcap=None,
     document_mask=False,
-    diffusion=NO_DIFFUSION,
+    diffusion=DiffusionParams(),
 )
 GPT2_MODEL = TINY_MODEL.model_copy(
     update={

@@ -1,11 +1,11 @@
-"""The engine that params.yaml asks for."""
+"""The executor that params.yaml asks for."""
 
 from pathlib import Path
 
 import pytest
 
 from lmcore.errors import ParameterError
-from lmcore.runtime.engine import open_engine
+from lmcore.runtime.executor import open_executor
 from lmcore.runtime.process_pool import count_cores
 
 
@@ -13,8 +13,8 @@ from lmcore.runtime.process_pool import count_cores
 def test_workers_are_those_asked_for(tmp_path: Path, workers: str, expected: int) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(f"hardware: {{workers: {workers}, data_engine: local, profile: not looked at}}")
-    with open_engine(path) as engine:
-        assert engine.workers == expected
+    with open_executor(path) as executor:
+        assert executor.workers == expected
 
 
 @pytest.mark.parametrize(
@@ -32,4 +32,4 @@ def test_a_wrong_value_is_named(tmp_path: Path, text: str, message: str) -> None
     path = tmp_path / "params.yaml"
     path.write_text(f"hardware: {text}")
     with pytest.raises(ParameterError, match=message):
-        open_engine(path)
+        open_executor(path)
