@@ -1,9 +1,24 @@
 # Two commands: `make repro` (a trained model from nothing) and `make test`. `make help` lists the rest.
-PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
-READY  := $(VENV)/.ready
-PORT   ?= 5000
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime
+DEV     := $(VENV)/.dev
+PORT    ?= 5000
+INSTALL := $(BIN)/pip install -qq --disable-pip-version-check --constraint requirements.lock
+
+# TORCH is the build of torch: pypi (the default), or a folder of https://download.pytorch.org/whl, such as cpu, cu126,
+# cu130, rocm7.2 or xpu; cuda and rocm are its newest stable ones for torch 2.13. The version is the lock's. .venv/.torch
+# keeps the choice for commands without TORCH. PyPI stays the index of what torch depends on, because PyTorch's need not
+# have the lock's versions of it; the local version (+cpu) makes pip take torch itself from PyTorch's.
+CHOSEN  := $(shell cat $(VENV)/.torch 2>/dev/null)
+SOURCE  := $(patsubst rocm,rocm7.2,$(patsubst cuda,cu130,$(or $(TORCH),$(CHOSEN),pypi)))
+VERSION := $(shell sed -n 's/^torch==//p' requirements.lock)
+ifneq ($(SOURCE),pypi)
+  TORCH_WHEEL := --extra-index-url https://download.pytorch.org/whl/$(SOURCE) 'torch==$(VERSION)+$(SOURCE)'
+else
+  TORCH_WHEEL := 'torch$(if $(CHOSEN),!=$(VERSION)+$(CHOSEN))'
+endif
 
 # The environment is used without activating it; DVC calls `python`, which must be the one in it.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -16,40 +31,53 @@ export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## make the virtual environment in .venv (done by the others)
+setup: $(RUNTIME)  ## make the environment for repro in .venv; another build of torch: make setup TORCH=cpu (cuda, rocm)
 
-$(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: $$($(PYTHON) --version) is too old: lmcore needs Python 3.11 or newer; make PYTHON=python3.11"; exit 1; }
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "error: lmcore needs Python 3.11, 3.12 or 3.13, not $$($(PYTHON) --version): make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -qq --disable-pip-version-check --constraint requirements.lock --editable '.[hf,dev]'
-	@touch $(READY)
+
+ifneq ($(SOURCE),$(CHOSEN))  # another build is asked for: install it, and nothing else again
+.PHONY: $(VENV)/.torch
+endif
+$(VENV)/.torch: requirements.lock | $(BIN)/pip
+	$(INSTALL) $(TORCH_WHEEL)
+	@echo $(SOURCE) >$@
+
+$(RUNTIME): requirements.lock pyproject.toml | $(VENV)/.torch
+	$(INSTALL) --editable '.[hf]'
+	@touch $@
+
+$(DEV): $(RUNTIME)
+	$(INSTALL) --editable '.[hf,dev]'
+	@touch $@
 
 services:  ## as root, on Debian or Ubuntu: the programs without which some tests are skipped
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
 		chromium chromium-driver openssh-server postgresql >/dev/null
 
-repro: $(READY)  ## run the pipeline: what changed, and only that
+repro: $(RUNTIME)  ## run the pipeline: what changed, and only that
 	dvc repro
 
-test: $(READY) check  ## lint, types and the test suite
+test: $(DEV) check  ## lint, types and the test suite
 	pytest -n 2
 
-check: $(READY)  ## lint and types alone
+check: $(DEV)  ## lint and types alone
 	ruff check
 	ruff format --check
 	mypy
 
-format: $(READY)  ## rewrite the code in the project's style
+format: $(DEV)  ## rewrite the code in the project's style
 	ruff check --fix
 	ruff format
 
-ui: $(READY)  ## compare runs in MLflow, at http://127.0.0.1:5000; another port: make ui PORT=5001
+ui: $(RUNTIME)  ## compare runs in MLflow, at http://127.0.0.1:5000; another port: make ui PORT=5001
 	@echo "Runs and curves: http://127.0.0.1:$(PORT)/#/experiments/1?workflowType=machine_learning"
 	mlflow ui --workers 1 --port $(PORT)
 
-plots: $(READY)  ## write the curves as a page, dvc_plots/index.html
+plots: $(RUNTIME)  ## write the curves as a page, dvc_plots/index.html
 	dvc plots show
 
 clean:  ## remove the environment and caches; keep data, models, reports and runs

@@ -11,6 +11,7 @@ must be the same to 1e-9. Needs the extra `eval`.
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from itertools import islice
@@ -21,8 +22,6 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PA
 
 import numpy as np
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 
 from benchmarks.nanogpt import shape_params
 from lmcore.evaluate.benchmark_formats import Item, read_items
@@ -34,6 +33,12 @@ from lmcore.model.gpt import GPT
 from lmcore.model.save_load import load_model
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokenizer.load import load_tokenizer
+
+try:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+except ImportError:
+    sys.exit("benchmarks.choice needs lm-evaluation-harness: pip install -e '.[eval]'")
 
 CONTEXTS = {"10m": 256, "124m": 1024}
 SPREAD = 3.0  # times the initial weights: a model that has opinions, so that no two choices are equally likely

@@ -22,13 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 
 from benchmarks.nanogpt import shape_params
 from lmcore.model.gpt import GPT
 from lmcore.model.save_load import save_model
 from lmcore.tokenizer.byte import ByteTokenizer
+
+try:
+    import httpx
+except ImportError:
+    sys.exit("benchmarks.serve needs httpx: pip install httpx")
 
 SHAPES: dict[str, dict[str, int]] = {"10m": {}, "small": {"n_layers": 4, "n_heads": 4, "d_model": 128}}
 CONTEXT_LENGTH = 256

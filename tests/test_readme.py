@@ -59,7 +59,7 @@ def test_every_gate_is_the_same_command() -> None:
     assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "exec make test"
     assert re.findall("run: (.*)", (ROOT / ".github/workflows/test.yml").read_text()) == ["make test"]
     assert re.findall("entry: (.*)", (ROOT / ".pre-commit-config.yaml").read_text()) == ["make check"]
-    assert re.findall("^test:.*", (ROOT / "Makefile").read_text(), re.M)[0].startswith("test: $(READY) check "), (
+    assert re.findall("^test:.*", (ROOT / "Makefile").read_text(), re.M)[0].startswith("test: $(DEV) check "), (
         "make test begins with what the hook runs"
     )
 
