@@ -83,32 +83,34 @@ def find_recipe(name: str, folder: Path) -> Recipe:
 def read_recipe(path: Path) -> Recipe:
     """Return the recipe in `path`. Raises ParameterError when it is none; `overlay_values` checks its values."""
     content = path.read_bytes()
-    stated = read_params(path) if re.search(rb"^[^#\s]", content, re.MULTILINE) else {}  # comments alone: no difference
-    for section, values in stated.items():
+    stated = read_params(path) if re.search(rb"^[^#\s]", content, re.MULTILINE) else {}  # comments alone
+    for section, changed in stated.items():
         if section not in SECTIONS:
             near = difflib.get_close_matches(str(section), SECTIONS, n=1)
             remedy = f"did you mean {near[0]}?" if near else f"known sections: {', '.join(SECTIONS)}"
             raise ParameterError(f"{path}: {section}: unknown section, {remedy}")
-        if not isinstance(values, dict):
+        if not isinstance(changed, dict):
             raise ParameterError(f"{path}: {section}: must be a section with some of its keys, or {{}}")
     comment = re.match("# *(.*)", content.decode("utf-8"))
-    sections = [section for section in SECTIONS if section in stated or section in GOVERNED.keys() - {"download"}]
-    return Recipe(
-        path.stem, comment[1] if comment else "", {name: _add_defaults(name, stated.get(name, {})) for name in sections}
-    )
+    values = {
+        section: _add_defaults(section, stated.get(section, {}))
+        for section in SECTIONS
+        if section in stated or (section in GOVERNED and section != "download")
+    }
+    return Recipe(path.stem, comment[1] if comment else "", values)
 
 
 def _add_defaults(section: str, stated: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values stated, and the default of each other key that a recipe sets, as params.yaml states it."""
-    values = {}
+    values: dict[str, Any] = {}
     for key, field in SECTIONS[section].model_fields.items():
         if (governed := GOVERNED.get(section, set())) is None or key in governed:
             default = field.get_default(call_default_factory=True)
             values[key] = default.model_dump() if isinstance(default, Section) else default
-    inner = {
-        key: {**values[key], **value} for key, value in stated.items() if isinstance(value, dict) and values.get(key)
-    }
-    return {**values, **stated, **inner}
+    for key, value in stated.items():
+        within = values.get(key)
+        values[key] = {**within, **value} if isinstance(within, dict) and isinstance(value, dict) else value
+    return values
 
 
 def overlay_values(values: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
