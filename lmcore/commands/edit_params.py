@@ -45,11 +45,10 @@ def rewrite(text: str, changes: Sequence[Change]) -> str:
     do not.
     """
     root = YAML(typ="safe", pure=True).compose(text)
-    sections = {key.value: _children(section) for key, section in root.value}
     column = _comment_column(text)
     edits = []
     for change in changes:
-        found = _find(sections.get(change.section, {}), change.key)
+        found = _find(_children(root), f"{change.section}.{change.key}")
         if found is None:
             raise ParameterError(
                 f"params.yaml has no {change.section}.{change.key}: write the line "
