@@ -53,10 +53,10 @@ def main() -> None:
 def build_side(recipe: Recipe, block: int, compiled: bool, fraction: float) -> tuple[Step, Draw]:
     """The step of one side on random windows; a fraction of 0 is a model without masks."""
     chosen = {"block_size": block, "block_fraction": fraction} if fraction else {"block_size": None}
-    values = dict(recipe.overlay["model"])
+    values = dict(recipe.values["model"])
     values["diffusion"] = {**values["diffusion"], **chosen}
     model_params = parse_section(ModelParams, "model", values)
-    params = parse_section(TrainParams, "train", recipe.overlay["train"])
+    params = parse_section(TrainParams, "train", recipe.values["train"])
     precision, reason = resolve_precision("auto", "cpu")
     size, threads = params.batch_size, torch.get_num_threads()
     hardware = Hardware("cpu", "cpu", precision, size, compile=compiled, compile_reason=reason, threads=threads)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
+from lmcore.commands.recipes import overlay_values, read_recipe
 from lmcore.encode.encode import Texts, encode_splits
 from lmcore.encode.params import EncodeParams
 from lmcore.evaluate.loss import Loss, measure_loss
@@ -92,11 +93,11 @@ def main() -> None:
 
 
 def read_settings(size: str, steps: int | None, changes: list[str]) -> dict[str, dict[str, Any]]:
-    """The recipe's sections over those of params.yaml, changed for `size` and as asked."""
+    """Return params.yaml with the recipe, changed for `size` and as asked."""
     yaml = YAML(typ="safe", pure=True)
-    recipe, settings = yaml.load(RECIPE), read_params()
+    settings = overlay_values(read_params(), read_recipe(RECIPE))
     for name in ("model", "train"):
-        settings[name] = {**settings[name], **recipe[name], **SIZES[size].get(name, {})}
+        settings[name] = {**settings[name], **SIZES[size].get(name, {})}
     if steps:
         settings["train"]["max_steps"] = steps
     for change in changes:

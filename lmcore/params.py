@@ -5,8 +5,10 @@ other way round. Reading with the same library is the only way to see the values
 """
 
 import difflib
+import functools
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ RULES = {
 # What YAML 1.1 takes for something else than text is quoted, although DVC and we read YAML 1.2.
 PLAIN_TEXT = re.compile(r"(?!(?:true|false|null|yes|no|on|off|y|n)$)[a-z][\w./-]*", re.IGNORECASE)
 SHOWN_CHARACTERS = 100  # of a value, in a message
+RETIRED = [("evaluate", "python_samples")]  # keys of earlier versions: read past, with a notice
 
 
 def _integral(value: object) -> object:
@@ -59,17 +62,37 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def read_params(path: Path = Path("params.yaml")) -> dict[str, Any]:
-    """The whole file as nested dictionaries. Raises ParameterError when it is missing or is not YAML."""
+    """Return the whole file as nested dictionaries, without retired keys.
+
+    Raises ParameterError when it is missing or is not YAML.
+    """
     try:
-        with path.open(encoding="utf-8") as file:
-            values = YAML(typ="safe", pure=True).load(file)
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ParameterError(f"{path} does not exist: run in the project's folder, where dvc.yaml lies") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path} is not valid YAML: {_explain_yaml(error)}") from None
-    if not isinstance(values, dict):
-        raise ParameterError(f"{path} holds no sections: it must map section names to their values")
+    values = parse_params(content, str(path))
+    for section, key in RETIRED:
+        if isinstance(values.get(section), dict) and key in values[section]:
+            del values[section][key]
+            notify_once(f"{section}.{key} is no parameter any more and has no effect: remove its line")
     return values
+
+
+def parse_params(content: bytes, name: str) -> dict[str, Any]:
+    """Return YAML as nested dictionaries; `name` stands for it in messages. Raises ParameterError when it is none."""
+    try:
+        values = YAML(typ="safe", pure=True).load(content.decode("utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{name} is not valid YAML: {_explain_yaml(error)}") from None
+    if not isinstance(values, dict):
+        raise ParameterError(f"{name} holds no sections: it must map section names to their values")
+    return values
+
+
+@functools.cache
+def notify_once(line: str) -> None:
+    """Print a notice on standard error, the first time in a process that it is given."""
+    print(f"notice: {line}", file=sys.stderr)
 
 
 def read_section(kind: type[AnySection], name: str, path: Path = Path("params.yaml")) -> AnySection:
@@ -232,16 +255,12 @@ def _equal(old: object, new: object) -> bool:
 
 def show_value(value: object) -> str:
     """A value as it stands in params.yaml, in one line: true, 6e-05, tail, ["def ", "O, "]; `empty` for nothing."""
-    return "empty" if value is None else _spell(value)
+    return spell_yaml(value) or "empty"
 
 
-def _spell(value: object) -> str:
-    """A value in YAML; nothing for None, which params.yaml leaves empty."""
+def spell_yaml(value: object) -> str:
+    """Return a value as YAML in one line; nothing for None, which params.yaml leaves empty."""
     if value is None:
         return ""
-    return value if isinstance(value, str) and PLAIN_TEXT.fullmatch(value) else _spell_json(value)
-
-
-def _spell_json(value: object) -> str:
-    """JSON is YAML."""
-    return json.dumps(value, ensure_ascii=False)
+    is_plain = isinstance(value, str) and PLAIN_TEXT.fullmatch(value)
+    return str(value) if is_plain else json.dumps(value, ensure_ascii=False)  # JSON is YAML

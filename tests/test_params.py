@@ -11,7 +11,7 @@ from pydantic import Field
 
 from lmcore.errors import ParameterError
 from lmcore.model.params import ModelParams
-from lmcore.params import Int, Section, flatten, parse_section, read_params, read_section
+from lmcore.params import Int, Section, flatten, notify_once, parse_section, read_params, read_section
 from lmcore.train.params import LENGTHS, TrainParams
 
 
@@ -88,6 +88,20 @@ def test_what_an_experiment_writes_is_read_back(tmp_path: Path, override: str, v
     apply_overrides(path, [f"cooking.{override}"])  # what `dvc exp run -S` does
     cooking = read_section(Cooking, "cooking", path)
     assert getattr(cooking, override.partition("=")[0]) == value
+
+
+def test_a_retired_key_is_read_past_with_one_notice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notify_once.cache_clear()
+    path = write(tmp_path / "params.yaml", "evaluate:\n  max_tokens:\n  python_samples: 64\n")
+    assert [read_params(path) for _ in range(2)] == [{"evaluate": {"max_tokens": None}}] * 2
+    notice = "notice: evaluate.python_samples is no parameter any more and has no effect: remove its line\n"
+    assert capsys.readouterr() == ("", notice)
+
+
+@pytest.mark.parametrize("text", ["evaluate:\n", "evaluate: [python_samples]\n", "train:\n  python_samples: 64\n"])
+def test_what_is_not_retired_is_read_as_it_is(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "params.yaml", text)
+    assert read_params(path) == load_yaml(str(path))
 
 
 def test_nested_names_become_dotted() -> None:

@@ -9,10 +9,9 @@ from lmcore.errors import ParameterError
 from lmcore.hardware.measure import measure_peak_flops
 from lmcore.hardware.params import HardwareParams
 from lmcore.hardware.resolve import Hardware, resolve_hardware
-from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
 from lmcore.params import parse_section
-from lmcore.train.memory import MemoryEstimate, estimate_memory, fit_to_memory
+from lmcore.train.memory import MemoryEstimate, count_parameters, estimate_memory, fit_to_memory
 from lmcore.train.params import TrainParams
 from lmcore.train.schedule import estimate_flops, plan_schedule
 from lmcore.train_tokenizer.params import TokenizerParams
@@ -75,7 +74,7 @@ def measure_size(values: Mapping[str, Any]) -> Size:
     if train.epochs is None:
         steps = plan_schedule(train, model.context_length, 0).steps
         tokens = steps * train.batch_size * model.context_length
-    return Size(GPT.outline(model, vocab_size).count_parameters(), vocab_size, tokens, model.masks_per_token)
+    return Size(count_parameters(model, vocab_size).all, vocab_size, tokens, model.masks_per_token)
 
 
 def expect_vocabulary(params: TokenizerParams) -> int:

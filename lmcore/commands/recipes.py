@@ -1,4 +1,4 @@
-"""Recipes: sets of parameters for whole situations, laid over params.yaml, and what each of them costs."""
+"""Recipes: differences from the default parameters, for whole situations, and the cost of each on this machine."""
 
 import difflib
 import re
@@ -18,7 +18,7 @@ from lmcore.generate.params import SampleParams
 from lmcore.hardware.params import HardwareParams
 from lmcore.model.hf_architecture import explain_misfit, hugging_face_architecture
 from lmcore.model.params import ModelParams
-from lmcore.params import Section, compare_values, parse_section, read_params
+from lmcore.params import Section, parse_section, read_params
 from lmcore.prepare.params import PrepareParams
 from lmcore.runtime.progress import say, show_bytes, show_count, show_duration, warn
 from lmcore.train.params import TrainParams
@@ -36,16 +36,27 @@ SECTIONS: dict[str, type[Section]] = {
     "export": ExportParams,
     "hardware": HardwareParams,
 }
+# The keys that a recipe sets: as it states them, the others to their defaults. None is every key of the section.
+# `download` is set only by a recipe that has the section, be it empty: else the corpus stays the user's.
+GOVERNED: dict[str, set[str] | None] = {
+    "download": None,
+    "prepare": {"split", "validation_fraction"},
+    "train_tokenizer": None,
+    "model": None,
+    "train": None,
+    "sample": {"prompts", "decoder"},
+    "export": {"name"},
+}
 ROW = "{:20}  {:>10}  {:>7}  {:>16}  {:>9}  {}"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An overlay: of some sections, some keys."""
+    """The values that a recipe writes: those it states, and the defaults of the others in GOVERNED."""
 
     name: str
     purpose: str  # the first line of the file's comment
-    overlay: dict[str, dict[str, Any]]
+    values: dict[str, dict[str, Any]]
 
 
 def list_recipes(folder: Path) -> list[Recipe]:
@@ -70,25 +81,44 @@ def find_recipe(name: str, folder: Path) -> Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The overlay in `path`. Raises ParameterError when it is none; `overlay_values` judges what it says."""
-    overlay = read_params(path)
-    for section, values in overlay.items():
+    """Return the recipe in `path`. Raises ParameterError when it is none; `overlay_values` checks its values."""
+    content = path.read_bytes()
+    stated = read_params(path) if re.search(rb"^[^#\s]", content, re.MULTILINE) else {}  # comments alone
+    for section, changed in stated.items():
         if section not in SECTIONS:
             near = difflib.get_close_matches(str(section), SECTIONS, n=1)
             remedy = f"did you mean {near[0]}?" if near else f"known sections: {', '.join(SECTIONS)}"
             raise ParameterError(f"{path}: {section}: unknown section, {remedy}")
-        if not isinstance(values, dict):
-            raise ParameterError(f"{path}: {section}: must be a section with some of its keys")
-    comment = re.match("# *(.*)", path.read_text(encoding="utf-8"))
-    return Recipe(path.stem, comment[1] if comment else "", overlay)
+        if not isinstance(changed, dict):
+            raise ParameterError(f"{path}: {section}: must be a section with some of its keys, or {{}}")
+    comment = re.match("# *(.*)", content.decode("utf-8"))
+    values = {
+        section: _add_defaults(section, stated.get(section, {}))
+        for section in SECTIONS
+        if section in stated or (section in GOVERNED and section != "download")
+    }
+    return Recipe(path.stem, comment[1] if comment else "", values)
+
+
+def _add_defaults(section: str, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values stated, and the default of each other key that a recipe sets, as params.yaml states it."""
+    values: dict[str, Any] = {}
+    for key, field in SECTIONS[section].model_fields.items():
+        if (governed := GOVERNED.get(section, set())) is None or key in governed:
+            default = field.get_default(call_default_factory=True)
+            values[key] = default.model_dump() if isinstance(default, Section) else default
+    for key, value in stated.items():
+        within = values.get(key)
+        values[key] = {**within, **value} if isinstance(within, dict) and isinstance(value, dict) else value
+    return values
 
 
 def overlay_values(values: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """`values` (all of params.yaml) with the recipe's on top. Raises ParameterError if the result is not valid."""
+    """Return `values` (all of params.yaml) with the recipe's. Raises ParameterError if the result is not valid."""
     result = {**values}
-    for section, changed in recipe.overlay.items():
+    for section, changed in recipe.values.items():
         present = values.get(section)
-        result[section] = _lay_over(present if isinstance(present, dict) else {}, changed, SECTIONS[section])
+        result[section] = {**present, **changed} if isinstance(present, dict) else changed
     try:
         for section, kind in SECTIONS.items():
             parse_section(kind, section, result.get(section))
@@ -98,32 +128,19 @@ def overlay_values(values: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     return result
 
 
-def _lay_over(values: Mapping[str, Any], changed: Mapping[str, Any], kind: type[Section]) -> dict[str, Any]:
-    """`values` with the changed ones; of a section within the section too, some keys may be given."""
-    result = {**values, **changed}
-    for key, field in kind.model_fields.items():
-        inner, before = field.annotation, values.get(key)
-        is_section = isinstance(inner, type) and issubclass(inner, Section)
-        if is_section and isinstance(before, dict) and isinstance(changed.get(key), dict):
-            result[key] = {**before, **changed[key]}
-    return result
-
-
 def apply_recipe(recipe: Recipe, path: Path, *, dry_run: bool = False) -> None:
-    """Write the recipe's values into the params.yaml at `path`, nothing else, and say what changes.
+    """Write the recipe's values into the params.yaml at `path`, nothing else, and print what changes.
 
     Raises ParameterError, and writes nothing, if the result would not be valid.
     """
-    values = read_params(path)
-    result = overlay_values(values, recipe)
-    changes = compare_values(values, result)
-    rewrite_file(path, changes, dry_run=dry_run)
+    result = overlay_values(read_params(path), recipe)
+    changes = rewrite_file(path, result, dry_run=dry_run)
     for change in changes:
         say(str(change))
     model = parse_section(ModelParams, "model", result["model"])
     if hugging_face_architecture(model) is None:
         warn(f"the export stage will refuse this model: {explain_misfit(model)}")
-    if "download" not in recipe.overlay:
+    if "download" not in recipe.values:
         download = parse_section(DownloadParams, "download", result["download"])
         origin = next(key for key in ("mix", "path", "url", "source") if getattr(download, key))
         say(f"recipe {recipe.name} leaves the corpus to you: download.{origin}={getattr(download, origin)} stays")

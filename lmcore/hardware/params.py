@@ -6,11 +6,7 @@ from lmcore.params import AutoOrCount, Section
 from lmcore.runtime.executor import ExecutorParams
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-
-
 Precision = Literal["fp32", "bf16", "fp16"]
-
-
 Sharding = Literal["replicate", "full"]
 
 

@@ -15,7 +15,7 @@ from lmcore.errors import ParameterError
 from lmcore.hardware.distributed import is_worker
 from lmcore.hardware.measure import DTYPES, claims_bf16, list_cards, measure_cpu_rates, total_memory
 from lmcore.hardware.params import Device, HardwareParams, Precision, Profile, Sharding
-from lmcore.params import AutoOrCount, parse_section
+from lmcore.params import AutoOrCount, notify_once, parse_section
 from lmcore.runtime.gpu_locks import claim_cards
 
 # Tokens that one forward and backward pass takes at once where micro_batch_size is auto, and memory allows: more bring
@@ -26,8 +26,8 @@ MICRO_BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536, "mps": 16_384}
 # AVX512-BF16 cores it is won back after 6e12 to 1.8e13, for models of 1M to 10M parameters.
 COMPILE_PAYS_FLOPS = {"cpu": 1.5e13, "cuda": 1e16}
 
-# The rows of `profiles` for one card, and from how many bytes they are meant: a card sold as 24 GB shows 25.3e9.
-CARD_PROFILES = [("gpu-80gb", 80e9), ("gpu-24gb", 24e9), ("gpu-12gb", 12e9), ("gpu-6gb", 0)]
+# The rows that earlier versions had instead of `gpu`, and from how many bytes of a card's memory each was meant.
+ROWS_BY_MEMORY = {"gpu-80gb": 80e9, "gpu-24gb": 24e9, "gpu-12gb": 12e9, "gpu-6gb": 0}
 LOW_MEMORY = 8 << 30  # bytes: a computer sold with 8 GiB shows less
 
 # Compute capabilities at which NVIDIA's cards got tensor cores for fp16 (Volta) and for bf16 (Ampere). ROCm counts from
@@ -131,9 +131,15 @@ def claim_device(request: HardwareParams, params: dict[str, Any], batch_size: in
 
 
 def _lay_over_profile(request: HardwareParams, params: dict[str, Any]) -> tuple[str, Profile]:
-    """The profile's name, and its row with the explicit keys of the request on top."""
+    """Return the profile's name, and its row with the explicit keys of the request on top."""
     profiles = params.get("profiles") or {}
     name = detect_profile(request.device or "auto") if request.profile == "auto" else request.profile
+    if request.profile == "auto" and name == "gpu" and name not in profiles:  # a table of an earlier version
+        rows = (row for row, least in ROWS_BY_MEMORY.items() if row in profiles and total_memory("cuda") >= least)
+        name = next(rows, name)
+    elif name in ROWS_BY_MEMORY and name not in profiles and "gpu" in profiles:
+        notify_once(f"hardware.profile={name}: taken as gpu, which replaces it: set hardware.profile=gpu")
+        name = "gpu"
     if name not in profiles:
         raise ParameterError(f"hardware.profile={name!r}: must be auto or a row of profiles: {', '.join(profiles)}")
     row = parse_section(Profile, f"profiles.{name}", profiles[name])
@@ -141,12 +147,10 @@ def _lay_over_profile(request: HardwareParams, params: dict[str, Any]) -> tuple[
 
 
 def detect_profile(wanted: Device = "auto") -> str:
-    """The row of `profiles` for this machine: by its cards and their memory, else by its processor and memory."""
+    """Return the row of `profiles` for this machine: by its cards, else by its processor and memory."""
     device = _resolve_device(wanted)
     if device == "cuda":
-        if torch.cuda.device_count() > 1:
-            return "multi-gpu"
-        return next(name for name, least in CARD_PROFILES if total_memory("cuda") >= least)
+        return "multi-gpu" if torch.cuda.device_count() > 1 else "gpu"
     if device == "mps":
         return "mps"
     if total_memory("cpu") <= LOW_MEMORY:

@@ -43,7 +43,7 @@ class TrainParams(Section):
     eval_every: Int = Field(default=200, ge=1)
     eval_windows: Int = Field(default=64, ge=1)
     checkpoint_every_steps: Int | None = Field(default=200, ge=1)
-    checkpoint_every_minutes: float | None = Field(default=10.0, gt=0)
+    checkpoint_every_minutes: float | None = Field(default=10, gt=0, validate_default=True)
     keep_checkpoints: Int = Field(default=2, ge=1)
 
     @model_validator(mode="before")

@@ -28,7 +28,7 @@ class TokenizerParams(Section):
     vocab_size: Int | None = 2048
     digits: Int | None = 2
     special_tokens: Annotated[list[str], BeforeValidator(lambda value: [] if value is None else value)] = Field(
-        default_factory=list
+        default=None, validate_default=True
     )
     name: str | None = None
     max_bytes: Annotated[Int, Field(ge=1)] | None = 1_000_000_000

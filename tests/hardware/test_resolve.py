@@ -9,8 +9,8 @@ import torch
 from lmcore.errors import ParameterError
 from lmcore.hardware.distributed import TORCHRUN_VARIABLES
 from lmcore.hardware.params import HardwareParams
-from lmcore.hardware.resolve import Hardware, detect_profile, resolve_hardware
-from lmcore.params import read_params
+from lmcore.hardware.resolve import ROWS_BY_MEMORY, Hardware, detect_profile, resolve_hardware
+from lmcore.params import notify_once, read_params
 
 AUTO = HardwareParams(
     profile="auto",
@@ -68,13 +68,8 @@ def resolve(flops: float = 1e12, batch_size: int = 64, **changes: Any) -> Hardwa
         ({"processor": "emulated"}, "cpu"),
         ({"processor": "amx", "memory": 8.2e9}, "cpu-low"),
         ({"mps": True}, "mps"),
-        ({"cards": [(8, 6)], "memory": 4.1e9}, "gpu-6gb"),
-        ({"cards": [(8, 6)], "memory": 11.6e9}, "gpu-6gb"),
-        ({"cards": [(8, 6)], "memory": 12.6e9}, "gpu-12gb"),
-        ({"cards": [(8, 6)], "memory": 25.3e9}, "gpu-24gb"),
-        ({"cards": [(8, 0)], "memory": 42.3e9}, "gpu-24gb"),
-        ({"cards": [(9, 0)], "memory": 76e9}, "gpu-24gb"),
-        ({"cards": [(9, 0)], "memory": 85e9}, "gpu-80gb"),
+        ({"cards": [(8, 6)], "memory": 4.1e9}, "gpu"),
+        ({"cards": [(9, 0)], "memory": 85e9}, "gpu"),
         ({"cards": [(9, 0), (9, 0)], "memory": 85e9}, "multi-gpu"),
     ],
 )
@@ -82,6 +77,36 @@ def test_auto_finds_the_profile(play: Play, machine: dict[str, Any], profile: st
     play(**machine)
     assert detect_profile() == resolve().profile == profile
     assert resolve(device="cpu").profile.startswith("cpu"), "the row is that of the device that is asked for"
+
+
+def with_old_rows(params: dict[str, Any]) -> dict[str, Any]:
+    """Params as earlier versions had them: rows by memory instead of `gpu`; in each another micro-batch."""
+    profiles = dict(params["profiles"])
+    row = profiles.pop("gpu")
+    rows = {name: {**row, "micro_batch_size": size} for size, name in enumerate(ROWS_BY_MEMORY, start=1)}
+    return {**params, "profiles": {**profiles, **rows}}
+
+
+@pytest.mark.parametrize(
+    ("memory", "profile"),
+    [(11.6e9, "gpu-6gb"), (12.6e9, "gpu-12gb"), (25.3e9, "gpu-24gb"), (76e9, "gpu-24gb"), (85e9, "gpu-80gb")],
+)
+def test_a_table_of_an_earlier_version_is_read_as_before(play: Play, memory: float, profile: str) -> None:
+    play(cards=[(9, 0)], memory=memory)
+    old = with_old_rows(read_params())
+    for request in ("auto", profile):
+        resolved = resolve_hardware(AUTO.model_copy(update={"profile": request}), old, 64, 256, 1e12)
+        assert (resolved.profile, resolved.micro_batch_size) == (profile, old["profiles"][profile]["micro_batch_size"])
+    with pytest.raises(ParameterError, match=r"hardware.profile='gpu': must be auto or a row of profiles: cpu, .*6gb$"):
+        resolve_hardware(AUTO.model_copy(update={"profile": "gpu"}), old, 64, 256, 1e12)
+
+
+def test_a_row_of_an_earlier_version_is_taken_as_gpu(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
+    notify_once.cache_clear()
+    play(cards=[(9, 0)] * 2, memory=25e9)
+    assert [resolve(profile="gpu-24gb").profile for _ in range(2)] == ["gpu", "gpu"]
+    notice = "notice: hardware.profile=gpu-24gb: taken as gpu, which replaces it: set hardware.profile=gpu\n"
+    assert capsys.readouterr().err == notice
 
 
 @pytest.mark.parametrize(
@@ -194,7 +219,7 @@ def test_each_card_gets_a_process(play: Play) -> None:
     assert resolve(batch_size=64).processes == 4
     assert resolve(batch_size=6).processes == 3, "the most among whom the batch can be divided"
     assert resolve(batch_size=64, processes=2).processes == 2
-    assert resolve(batch_size=64, profile="gpu-80gb").processes == 1
+    assert resolve(batch_size=64, profile="gpu").processes == 1
     assert resolve(batch_size=64, device="cpu", processes="auto").processes == 1
 
 
@@ -203,7 +228,7 @@ def test_each_card_gets_a_process(play: Play) -> None:
     [
         ({"profile": "gpuu"}, r"hardware.profile='gpuu': must be auto or a row of profiles: cpu, "),
         ({"device": "cuda"}, r"hardware.device='cuda': this machine has none; set hardware.device=auto"),
-        ({"profile": "gpu-24gb"}, r"this machine has none"),
+        ({"profile": "gpu"}, r"this machine has none"),
         ({"profile": "mps"}, r"this machine has none"),
         ({"precision": "fp16"}, r"hardware.precision='fp16': not on device cpu; set hardware.precision=auto"),
     ],

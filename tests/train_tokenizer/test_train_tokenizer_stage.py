@@ -12,7 +12,6 @@ from imports import ROOT
 from tiny import make_texts
 
 from lmcore.commands.edit_params import rewrite_file
-from lmcore.params import Change
 from lmcore.prepare.documents import Document, DocumentWriter
 from lmcore.tokenizer.load import load_tokenizer
 
@@ -23,9 +22,8 @@ RESERVED = ["<|user|>", "<|assistant|>"]
 def project(tmp_path: Path) -> Path:
     """Prepared documents and params.yaml."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    settings = {"vocab_size": (2048, 400), "special_tokens": (None, RESERVED), "max_bytes": (1_000_000_000, 8000)}
-    changes = [Change("train_tokenizer", key, old, new) for key, (old, new) in settings.items()]
-    rewrite_file(tmp_path / "params.yaml", changes)
+    values = {"vocab_size": 400, "special_tokens": RESERVED, "max_bytes": 8000}
+    rewrite_file(tmp_path / "params.yaml", {"train_tokenizer": values})
     with DocumentWriter(tmp_path / "data/documents/train", "own") as writer:
         writer.write([Document.of(f"{number}.txt", text) for number, text in enumerate(make_texts(60, seed=1))])
     return tmp_path
@@ -65,7 +63,7 @@ def test_what_it_writes_is_the_same_every_time(project: Path) -> None:
 
 
 def test_a_wrong_parameter_is_one_line_and_nothing_is_written(project: Path) -> None:
-    rewrite_file(project / "params.yaml", [Change("train_tokenizer", "digits", 2, 4)])
+    rewrite_file(project / "params.yaml", {"train_tokenizer": {"digits": 4}})
     result = run(project)
     assert result.returncode == 1
     assert result.stderr == "error: train_tokenizer.digits=4: must be 1, 2 or 3 for kind bpe\n"
