@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
-from lmcore.encode.encode import Texts, encode_splits
+from benchmarks.encode import Texts
+from lmcore.encode.encode import encode_splits
 from lmcore.encode.params import EncodeParams
 from lmcore.evaluate.loss import Loss, measure_loss
 from lmcore.files import read_json
