@@ -12,20 +12,39 @@ import statistics
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import tiktoken
 import tokenizers
 
-from lmcore.encode.encode import Texts, encode_splits
+from lmcore.encode.encode import encode_splits
 from lmcore.encode.params import EncodeParams
+from lmcore.files import fingerprint
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokenizer.bpe import BpeTokenizer
 
 ROUNDS = 7
 VOCAB_SIZE = 4096
 BATCH = 64  # documents that the stage reads at once
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A part of a split that is in memory."""
+
+    batches: list[list[str]]
+    source: str = "text"
+    size: int = 0
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the texts."""
+        return fingerprint(self.batches)
+
+    def read(self) -> Iterator[list[str]]:
+        """The batches."""
+        return iter(self.batches)
 
 
 def read_library() -> list[str]:

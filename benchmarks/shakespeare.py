@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
+from benchmarks.encode import Texts
 from lmcore.commands.recipes import overlay_values, read_recipe
-from lmcore.encode.encode import Texts, encode_splits
+from lmcore.encode.encode import encode_splits
 from lmcore.encode.params import EncodeParams
 from lmcore.evaluate.loss import Loss, measure_loss
 from lmcore.files import read_json

@@ -26,7 +26,7 @@ import json, sys
 from lmcore.errors import report_errors
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
-from lmcore.train_tokenizer.train_tokenizer import load_named
+from lmcore.tokenizer.load import load_named
 from lmcore.train.init_from import load_initial_weights
 with report_errors():
     tokenizer = load_named(sys.argv[1])

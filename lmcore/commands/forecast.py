@@ -15,26 +15,12 @@ from lmcore.train.memory import MemoryEstimate, count_parameters, estimate_memor
 from lmcore.train.params import TrainParams
 from lmcore.train.schedule import estimate_flops, plan_schedule
 from lmcore.train_tokenizer.params import TokenizerParams
-from lmcore.train_tokenizer.train_tokenizer import load_named
+from lmcore.train_tokenizer.train_tokenizer import expect_vocabulary
 
 # Share of the fastest matrix product that a training step is taken to reach. On two cores with AMX a 10.6M model had
 # 0.54 in fp32 and 0.27 in bfloat16, compiled; on one large GPU 0.5 is what this project aims at.
 EFFICIENCY = 0.4
 EXPLANATION = f"6 operations per parameter and token, at {EFFICIENCY:.0%} of its fastest matrix product"
-
-BYTE_VOCABULARY = 257
-CHAR_VOCABULARY = 65 + BYTE_VOCABULARY  # tinyshakespeare's; another text's is known once its tokenizer is trained
-# Entries of tiktoken's encodings up to the highest that is kept, ordinary or end-of-text; and of models on the hub.
-PUBLISHED_VOCABULARIES = {
-    "gpt2": 50_257,
-    **dict.fromkeys((f"openai-community/gpt2{size}" for size in ("", "-medium", "-large", "-xl")), 50_257),
-    "r50k_base": 50_257,
-    "p50k_base": 50_281,
-    "p50k_edit": 50_281,
-    "cl100k_base": 100_258,
-    "o200k_base": 200_000,
-    "o200k_harmony": 200_000,
-}
 
 
 @dataclass(frozen=True)
@@ -75,23 +61,6 @@ def measure_size(values: Mapping[str, Any]) -> Size:
         steps = plan_schedule(train, model.context_length, 0).steps
         tokens = steps * train.batch_size * model.context_length
     return Size(count_parameters(model, vocab_size).all, vocab_size, tokens, model.masks_per_token)
-
-
-def expect_vocabulary(params: TokenizerParams) -> int:
-    """Entries that the tokenizer will have; `char` is a guess, and so is `bpe` where the text is too short for all."""
-    match params.kind:
-        case "bpe":
-            assert params.vocab_size is not None
-            return params.vocab_size
-        case "pretrained":
-            assert params.name is not None
-            if published := PUBLISHED_VOCABULARIES.get(params.name):
-                return published + len(params.special_tokens)
-            return load_named(params.name).reserve(params.special_tokens).vocab_size
-        case "byte":
-            return BYTE_VOCABULARY + len(params.special_tokens)
-        case "char":
-            return CHAR_VOCABULARY + len(params.special_tokens)
 
 
 def forecast(values: Mapping[str, Any]) -> Forecast:

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from lmcore.errors import ArtifactError, DataError
 from lmcore.prepare.documents import Document, NamedText, Rejection, batch, file_type, iterate_named_texts
-from lmcore.prepare.readers import Layout, RawFile, read_file
+from lmcore.prepare.raw_files import Layout, RawFile
+from lmcore.prepare.readers import read_file
 from lmcore.tokenizer.adopted import read_foreign
 from lmcore.tokenizer.base import FILE_NAME, Ids
 from lmcore.tokenizer.load import load_tokenizer

@@ -1,11 +1,16 @@
 """The corpora that go by a name: where each comes from, its size, its checksum and its licence."""
 
+import platform
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+from lmcore.download.local import find_dependency, find_stdlib
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One named corpus. Without a url its text is on this machine already.
+    """One named corpus: at a `url`, or on this machine, where `find` returns a folder and the files below it.
 
     `bytes` and `documents` are those of the train split as its page tells them. Without a `sha256`, every file is
     verified against the one that the store publishes at the download, and the manifest records it with the commit.
@@ -14,11 +19,11 @@ class Source:
     description: str
     licence: str | None  # None: the user knows
     url: str | None = None
+    find: Callable[[], tuple[Path, list[Path]]] | None = None
+    version: str | None = None  # of what `find` returns
     sha256: str | None = None
     bytes: int | None = None
     documents: int | None = None
-    file_format: str = "text"
-    text_field: str | None = None  # of a format that has fields
     advice: str | None = None  # what a user has to know before the next stage
 
 
@@ -26,8 +31,10 @@ CATALOG = {
     "stdlib": Source(
         description="The source files of the running Python's standard library, about 11 MB in 600 files.",
         licence="PSF-2.0",
+        find=find_stdlib,
+        version=f"{platform.python_implementation()} {platform.python_version()}",
     ),
-    "own": Source(description="The files that you put into data/own.", licence=None),
+    "own": Source(description="The files that you put into data/own.", licence=None, find=find_dependency),
     "tinyshakespeare": Source(
         description="Forty thousand lines from Shakespeare's plays in one text, as Karpathy's char-rnn published them.",
         licence="public domain",
@@ -42,8 +49,6 @@ CATALOG = {
         url="hf://datasets/roneneldan/TinyStories/data/train-*.parquet",
         bytes=991_000_000,
         documents=2_119_719,
-        file_format="parquet",
-        text_field="text",
     ),
     "wikitext-103": Source(
         description="Good and featured articles of Wikipedia, line by line (Merity et al., arXiv:1609.07843).",
@@ -51,8 +56,6 @@ CATALOG = {
         url="hf://datasets/Salesforce/wikitext/wikitext-103-raw-v1/train-*.parquet",
         bytes=314_000_000,
         documents=1_801_350,
-        file_format="parquet",
-        text_field="text",
         advice="a document is one line here, and a third are empty: prepare needs prepare.max_rejected_fraction=0.4",
     ),
     "openwebtext": Source(
@@ -61,8 +64,6 @@ CATALOG = {
         url="hf://datasets/Skylion007/openwebtext/plain_text/train-*.parquet",
         bytes=24_200_000_000,
         documents=8_013_769,
-        file_format="parquet",
-        text_field="text",
     ),
     "fineweb-edu-10bt": Source(
         description="FineWeb-Edu's sample of ten billion tokens of educational web pages (arXiv:2406.17557).",
@@ -70,7 +71,5 @@ CATALOG = {
         url="hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT/*.parquet",
         bytes=28_500_000_000,
         documents=9_672_101,
-        file_format="parquet",
-        text_field="text",
     ),
 }

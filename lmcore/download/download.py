@@ -1,6 +1,6 @@
 """Where the text comes from: the catalogue, addresses, and one's own files, as published, together and listed."""
 
-import platform
+import difflib
 import re
 import shutil
 from collections import Counter
@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 from lmcore.download.catalog import CATALOG, Source
 from lmcore.download.fetch import Arrival, RemoteFile, fetch_files
-from lmcore.download.local import copy_files, find_dependency, find_own, find_stdlib
-from lmcore.download.params import FILE_NAME_CHARACTERS, DownloadParams, _short_name, _suggest
+from lmcore.download.local import copy_files, find_own
+from lmcore.download.params import FILE_NAME_CHARACTERS, DownloadParams, _short_name
 from lmcore.download.stores import list_files
 from lmcore.download.web import WebFile, is_web_address
 from lmcore.errors import DataError, LmcoreError, ParameterError
@@ -98,8 +98,8 @@ def _gather_own(name: str, key: str) -> Gathered:
     try:
         root, paths = find_own(name, key)
     except ParameterError as error:
-        if key != "download.path" and (hint := _suggest(name)):
-            raise ParameterError(f"{error}; {hint}known sources: {', '.join(CATALOG)}") from None
+        if key != "download.path" and (near := difflib.get_close_matches(name, CATALOG, n=1)):
+            raise ParameterError(f"{error}; did you mean {near[0]}? known sources: {', '.join(CATALOG)}") from None
         raise
     return Gathered(_describe(name, None) | {"url": None, "path": name}, root, paths)
 
@@ -107,11 +107,8 @@ def _gather_own(name: str, key: str) -> Gathered:
 def _gather_named(name: str) -> Gathered:
     source = CATALOG[name]
     entry = {**_describe(name, source.licence), "url": source.url}
-    if name == "stdlib":
-        version = f"{platform.python_implementation()} {platform.python_version()}"
-        return Gathered(entry | {"version": version}, *find_stdlib())
-    if name == "own":
-        return Gathered(entry, *find_dependency())
+    if source.find is not None:
+        return Gathered(entry | {"version": source.version}, *source.find())
     assert source.url is not None, name
     gathered = _gather_address(source.url, entry, source.sha256, source)
     if source.advice:

@@ -1,10 +1,9 @@
 """Parameters of the download stage."""
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Self
+from typing import Annotated, Self
 from urllib.parse import unquote, urlsplit
 
 from pydantic import model_validator
@@ -13,7 +12,7 @@ from lmcore.download.catalog import CATALOG
 from lmcore.download.local import WILDCARDS
 from lmcore.download.stores import explain_address
 from lmcore.download.web import is_web_address
-from lmcore.params import Section
+from lmcore.params import Section, choice
 
 FILE_NAME_CHARACTERS = 60  # of a url's last part; 255 bytes is the most that file systems take
 
@@ -21,7 +20,7 @@ FILE_NAME_CHARACTERS = 60  # of a url's last part; 255 bytes is the most that fi
 class DownloadParams(Section):
     """Section `download`: several sources (`mix`), or one's own text (`path`), or a `url`, or else a `source`."""
 
-    source: str = "stdlib"
+    source: Annotated[str, choice(CATALOG)] = "stdlib"
     path: str | None = None
     url: str | None = None
     sha256: str | None = None
@@ -29,9 +28,6 @@ class DownloadParams(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.source not in CATALOG:
-            known = f"known sources: {', '.join(CATALOG)}"
-            raise ValueError(f"download.source={self.source!r}: {_suggest(self.source)}{known}")
         if self.path is not None and self.url is not None:
             raise ValueError(f"download.path={self.path!r} and download.url={self.url!r}: set one of them, not both")
         if self.path == "":
@@ -81,8 +77,3 @@ def _check_address(key: str, url: str) -> None:
         raise ValueError(f"{key}={url!r}: must be an http:// or https:// address, percent-encoded")
     if problem := explain_address(url):
         raise ValueError(f"{key}={url!r}: {problem}")
-
-
-def _suggest(name: str) -> str:
-    near = difflib.get_close_matches(name, CATALOG, n=1)
-    return f"did you mean {near[0]}? " if near else ""

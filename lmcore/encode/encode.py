@@ -2,9 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,31 +77,6 @@ def encode_splits(
                     )
                 entries[split] = writer.describe(verified or VerifiedFiles())
         return write_manifest(new, tokenizer, entries)
-
-
-@dataclass(frozen=True)
-class Texts:
-    """A part that is in memory."""
-
-    batches: Sequence[list[str]]
-    source: str = "text"
-
-    @property
-    def size(self) -> int:
-        """Characters, which will do."""
-        return sum(len(text) for batch in self.batches for text in batch)
-
-    def fingerprint(self) -> str:
-        """SHA-256 of all texts, each with its length."""
-        digest = sha256()
-        for text in (text.encode(errors="surrogatepass") for batch in self.batches for text in batch):
-            digest.update(len(text).to_bytes(8, "big"))
-            digest.update(text)
-        return digest.hexdigest()
-
-    def read(self) -> Iterator[list[str]]:
-        """The batches."""
-        return iter(self.batches)
 
 
 def encode_part(

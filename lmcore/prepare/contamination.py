@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from lmcore.errors import DataError, ParameterError
 from lmcore.files import named_path
 from lmcore.prepare.documents import Document, Rejection, batch
 from lmcore.prepare.overlap import SEQUENCE_WORDS, Hashes, collect_sequences
-from lmcore.prepare.readers import LINES, Layout, RawFile, read_file, read_records
+from lmcore.prepare.raw_files import Layout, RawFile
+from lmcore.prepare.readers import Records, find_format, read_file
 from lmcore.runtime.process_pool import Executor
 
 
@@ -22,7 +24,8 @@ class Evaluation:
     def read(self) -> Iterator[list[str]]:
         """The texts, a batch at a time. Raises DataError where one cannot be read."""
         file = RawFile(self.path, self.path.name, Layout(), self.path.stat().st_size)
-        for items in batch(read_file(file, _read_strings if file.kind in LINES else None)):
+        records = find_format(file).records
+        for items in batch(read_file(file, partial(_read_strings, records) if records else None)):
             for item in items:
                 if isinstance(item, Rejection):
                     place = self.path if item.row is None else f"{self.path}:{item.row}"
@@ -30,8 +33,8 @@ class Evaluation:
             yield [item.text for item in items if isinstance(item, Document)]
 
 
-def _read_strings(file: RawFile) -> Iterator[Document | Rejection]:
-    for row, record in read_records(file):
+def _read_strings(records: Records, file: RawFile) -> Iterator[Document | Rejection]:
+    for row, record in records(file):
         if isinstance(record, Rejection):
             yield record
         else:

@@ -1,4 +1,4 @@
-"""The second look, over the whole corpus: which documents stay, and an account of the rest."""
+"""Deduplication over the whole corpus, in its order: the documents to keep, and an account of the others."""
 
 import sqlite3
 from collections import Counter
@@ -21,8 +21,8 @@ EXAMPLES = 5  # of rejected documents in an error message
 CACHE_KIBIBYTES = 1 << 16  # of the table of digests in memory; some 60 bytes for each document are on disk
 
 
-class Judge:
-    """Lets the good documents pass and keeps account of the rest: documents = kept + rejected + duplicates.
+class Deduplicator:
+    """Keeps the first of equal documents and counts all: documents = kept + rejected + duplicates.
 
     Memory does not grow with the corpus, but where near duplicates are looked for.
     """
@@ -46,16 +46,16 @@ class Judge:
         self._listing.close()
         self._first.close()
 
-    def judge(self, survey: Path) -> NDArray[np.bool_]:
-        """Which documents of a unit stay, (documents,), by its survey. The others go to the listing with reasons."""
-        verdicts = [np.empty(0, bool)]
-        with pq.ParquetFile(survey) as table:
+    def select(self, scan: Path) -> NDArray[np.bool_]:
+        """Return a mark for each document of a scanned chunk that is kept, (documents,), and list the others."""
+        marks = [np.empty(0, bool)]
+        with pq.ParquetFile(scan) as table:
             for group in table.iter_batches():
                 rejections = [self._find_rejection(row) for row in group.to_pylist()]
-                verdicts.append(np.array([rejection is None for rejection in rejections]))
-                self._count(group, verdicts[-1])
+                marks.append(np.array([rejection is None for rejection in rejections]))
+                self._count(group, marks[-1])
                 self._record([rejection for rejection in rejections if rejection is not None])
-        return np.concatenate(verdicts)
+        return np.concatenate(marks)
 
     def _find_rejection(self, row: dict[str, Any]) -> Rejection | None:
         file, number, size = row["file"], row["row"], row["bytes"]
@@ -68,10 +68,10 @@ class Judge:
             return Rejection(file, number, "near_duplicate", size, first)
         return None
 
-    def _count(self, group: pa.RecordBatch, stays: NDArray[np.bool_]) -> None:
-        kept = group.filter(pa.array(stays))
+    def _count(self, group: pa.RecordBatch, marks: NDArray[np.bool_]) -> None:
+        kept = group.filter(pa.array(marks))
         characters = kept["characters"].to_numpy()
-        self.documents += len(stays)
+        self.documents += len(marks)
         self.kept += len(kept)
         self.kept_characters += int(characters.sum())
         self.kept_bytes += int(kept["bytes"].to_numpy().sum())

@@ -35,7 +35,7 @@ GOPHER: dict[str, tuple[float, float]] = {
 }
 
 
-def measure_quality(text: str) -> dict[str, float]:
+def measure_gopher(text: str) -> dict[str, float]:
     """The facts that GOPHER bounds: counts, and shares of words, lines, paragraphs or characters.
 
     Of a text with too few or too many words only their number is counted: the rest would cost much and change nothing.

@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lmcore.params import Int, Section
+from lmcore.params import Int, Section, choice
+from lmcore.prepare.quality import FILTERS
 
 
 class PrepareParams(Section):
@@ -21,7 +22,7 @@ class PrepareParams(Section):
     contamination: Annotated[str, Field(min_length=1)] | None = None
     unicode: Literal["as_is", "nfc"] = "as_is"
     newlines: Literal["as_is", "unix"] = "as_is"
-    quality: Literal["none", "gopher"] = "none"
+    quality: Annotated[str, choice(FILTERS)] = "none"
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @model_validator(mode="after")

@@ -1,117 +1,72 @@
-"""Raw files of every kind to documents, as a stream: text, JSON lines, tables and parquet, plain or compressed."""
+"""Raw files of every format to documents, as a stream: text, JSON lines, tables and parquet, plain or compressed."""
 
-import codecs
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import chain
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.prepare.documents import Document, Rejection, excerpt
+from lmcore.prepare.raw_files import (
+    HEAD_BYTES,
+    MAX_DOCUMENT_BYTES,
+    READ_BYTES,
+    RawFile,
+    UnreadableError,
+    is_wide,
+    join,
+    join_lines,
+    require,
+    split,
+    to_utf8,
+)
 
-CHUNK_BYTES = 1 << 20
-MAX_DOCUMENT_BYTES = 1 << 30  # parquet's own limit for one value is 2 GiB
 PARQUET_ROWS = 1000  # in memory at a time
 TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
-HEAD_BYTES = 400  # of a file, to show how it begins
-
 BLANK_LINE = "blank_line"
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-UNSUPPORTED_SUFFIXES = frozenset(
-    {*(".npy", ".bin", ".pdf", ".docx", ".xlsx"), *(".zip", ".xz", ".bz2", ".tar", ".tgz", ".7z")}
-)
-# UTF-32 first: its little-endian mark begins with UTF-16's.
-ENCODINGS = {
-    b"\xff\xfe\0\0": "utf-32",
-    b"\0\0\xfe\xff": "utf-32",
-    b"\xff\xfe": "utf-16",
-    b"\xfe\xff": "utf-16",
-    b"\xef\xbb\xbf": "utf-8-sig",
-}
 
 csv.field_size_limit(MAX_DOCUMENT_BYTES)
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the text is: in which field of a record, and what parts the documents of a text file."""
-
-    text_field: str = "text"
-    separator: str | None = None  # blank_line, or a text such as <|endoftext|>; None: a file is one document
-
-
-class UnreadableError(Exception):
-    """The rest of a file cannot be read; the message is the reason of refusal."""
-
-
-@dataclass(frozen=True)
-class RawFile:
-    """One file as the manifest lists it."""
-
-    path: Path
-    name: str
-    layout: Layout
-    size: int  # bytes, of the part where it is one
-    part: tuple[int, int] | None = None  # [first, end): which row groups of a parquet file, which bytes of JSON lines
-    rows_before: int = 0  # the part
-    kind: str = field(init=False)  # its suffix without that of the compression
-    compression: str | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        name = PurePosixPath(self.name.lower())
-        compression = COMPRESSIONS.get(name.suffix)
-        object.__setattr__(self, "compression", compression)
-        object.__setattr__(self, "kind", (name.with_suffix("") if compression else name).suffix)
-
-    def reject(self, reason: str) -> Rejection:
-        """The file, or the rest of it, as one rejection."""
-        with self.path.open("rb") as file:
-            beginning = file.read(HEAD_BYTES)
-        return Rejection(self.name, None, reason, self.size, excerpt(beginning.decode(errors="replace")))
-
-    def take(self, text: bytes | str | None, row: int | None) -> Document | Rejection:
-        """One document, or why it is none: None where a record has no text, `str` as JSON has it."""
-        if text is None:
-            return Rejection(self.name, row, "no_text", 0, "")
-        try:
-            return Document.of(self.name, text if isinstance(text, str) else text.decode(), row)
-        except UnicodeError:  # a lone surrogate in JSON, or other bytes than UTF-8
-            raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
-            return Rejection(self.name, row, "not_utf8", len(raw), excerpt(raw[:HEAD_BYTES].decode(errors="replace")))
-
-    def read_bytes(self) -> Iterator[bytes]:
-        """The bytes of the file, decompressed, or of its part, a chunk at a time."""
-        if self.part is not None:
-            with self.path.open("rb") as file:
-                file.seek(self.part[0])
-                for place in range(*self.part, CHUNK_BYTES):
-                    yield file.read(min(CHUNK_BYTES, self.part[1] - place))
-            return
-        with pa.input_stream(str(self.path), compression=self.compression) as stream:
-            while chunk := stream.read(CHUNK_BYTES):
-                yield chunk
-
-
 Reader = Callable[[RawFile], Iterator[Document | Rejection]]
+Records = Callable[[RawFile], Iterator[tuple[int, Any]]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format.
+
+    `read` yields the documents of a file. `records` yields the values on its lines with their numbers, where it has
+    such: every string in them counts as the text of a benchmark. `cut` yields a large file in parts of about so many
+    bytes, which are read side by side; a format without it, and a compressed file, is one part.
+    """
+
+    read: Reader
+    records: Records | None = None
+    cut: Callable[[RawFile, int], Iterator[RawFile]] | None = None
+
+
+def find_format(file: RawFile) -> Format:
+    """Return the format of the file by its suffix; any other than those in FORMATS is plain text."""
+    return FORMATS.get(file.kind, PLAIN_TEXT)
+
+
+def cut_file(file: RawFile, size: int) -> Iterator[RawFile]:
+    """Yield the file in parts of about `size` bytes, where its format can be read from the middle."""
+    cut = find_format(file).cut
+    return iter([file]) if cut is None or file.compression else cut(file, size)
 
 
 def read_file(file: RawFile, read: Reader | None = None) -> Iterator[Document | Rejection]:
-    """The documents of one file, by `read` or as its kind is read.
+    """The documents of one file, by `read` or as its format is read.
 
     Where it breaks off, those before the break, and one rejection for the rest.
     """
-    if file.kind in UNSUPPORTED_SUFFIXES:
-        yield file.reject("unsupported_format")
-        return
-    read = read or READERS.get(file.kind, _read_text)
     try:
-        yield from read(file)
+        yield from (read or find_format(file).read)(file)
     except UnreadableError as error:
         yield file.reject(str(error))
     except UnicodeError:  # UTF-16 and UTF-32, which are decoded as a stream
@@ -168,7 +123,7 @@ def _parse_json(file: RawFile, line: bytes, row: int) -> Any:
         return Rejection(file.name, row, "broken_json", len(line), beginning)
 
 
-def _read_table(file: RawFile) -> Iterator[Document | Rejection]:
+def _read_table(file: RawFile, *, delimiter: str) -> Iterator[Document | Rejection]:
     """A table with the names of its columns in the first row; a broken row is one rejection, with all it swallowed."""
     taken = 0
 
@@ -179,7 +134,7 @@ def _read_table(file: RawFile) -> Iterator[Document | Rejection]:
             # Other bytes than UTF-8 pass through the parser as surrogates, and are found where the text is taken.
             yield line.decode(errors="surrogateescape") + "\n"
 
-    rows = csv.reader(lines(), delimiter=DELIMITERS[file.kind], strict=True)
+    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
     columns = next(rows, [])
     if columns.count(file.layout.text_field) != 1:
         raise UnreadableError("no_text")
@@ -225,88 +180,58 @@ def has_text(schema: pa.Schema, name: str) -> bool:
     return kind in (*TEXT_TYPES, pa.null())
 
 
-LINES = {".jsonl", ".ndjson"}
-READERS = {
-    **dict.fromkeys(LINES, _read_json_lines),
-    ".csv": _read_table,
-    ".tsv": _read_table,
-    ".parquet": _read_parquet,
-}
-
-
-def is_wide(file: RawFile) -> bool:
-    """Whether the file's byte order mark says UTF-16 or UTF-32, where a line's end is more than a byte."""
-    with file.path.open("rb") as stream:
-        head = stream.read(max(map(len, ENCODINGS)))
-    return any(head.startswith(mark) for mark, codec in ENCODINGS.items() if codec != "utf-8-sig")
-
-
-def to_utf8(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The text as UTF-8, whatever its byte order mark says it is. Raises UnicodeError where that is not true."""
-    head = b""
-    while len(head) < max(map(len, ENCODINGS)) and (chunk := next(chunks, b"")):
-        head += chunk
-    codec = next((codec for mark, codec in ENCODINGS.items() if head.startswith(mark)), None)
-    if codec in {None, "utf-8-sig"}:
-        yield head.removeprefix(codecs.BOM_UTF8)
-        yield from chunks
+def _cut_parquet(file: RawFile, size: int) -> Iterator[RawFile]:
+    """The file in runs of row groups; whole where it cannot be read, which its reader will say."""
+    try:
+        with pq.ParquetFile(file.path) as parquet:
+            is_readable = has_text(parquet.schema_arrow, file.layout.text_field)
+            groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
+    except (pa.ArrowException, OSError):
+        is_readable, groups = False, []
+    if not is_readable:
+        yield file
         return
-    decoder = codecs.getincrementaldecoder(str(codec))()
-    yield decoder.decode(head).encode()
-    for chunk in chunks:
-        yield decoder.decode(chunk).encode()
-    yield decoder.decode(b"", final=True).encode()
+    first = rows = rows_before = taken = 0
+    for number, group in enumerate(groups):
+        if number > first and taken + group.total_byte_size > size:
+            yield replace(file, size=taken, part=(first, number), rows_before=rows_before)
+            first, rows_before, taken = number, rows, 0
+        rows += group.num_rows
+        taken += group.total_byte_size
+    yield replace(file, size=taken, part=(first, len(groups)), rows_before=rows_before)
 
 
-def join(chunks: Iterable[bytes]) -> bytes:
-    """All of it. Raises UnreadableError beyond MAX_DOCUMENT_BYTES, without reading further."""
-    parts, size = [], 0
-    for chunk in chunks:
-        parts.append(chunk)
-        size += len(chunk)
-        if size > MAX_DOCUMENT_BYTES:
-            raise UnreadableError("too_long")
-    return b"".join(parts)
+def _cut_lines(file: RawFile, size: int) -> Iterator[RawFile]:
+    """The file in runs of whole lines. They are counted here, 2 GB a second: a row keeps its number."""
+    if file.size <= size or is_wide(file):
+        yield file
+        return
+    first = rows = rows_before = place = 0
+    with file.path.open("rb") as stream:
+        while chunk := stream.read(READ_BYTES):
+            end = chunk.find(b"\n", max(0, first + size - place)) + 1
+            if end and place + end < file.size:
+                yield replace(file, size=place + end - first, part=(first, place + end), rows_before=rows_before)
+                first, rows_before = place + end, rows + chunk.count(b"\n", 0, end)
+            rows += chunk.count(b"\n")
+            place += len(chunk)
+    yield replace(file, size=place - first, part=(first, place), rows_before=rows_before)
 
 
-def split(chunks: Iterable[bytes], separator: bytes) -> Iterator[bytes | None]:
-    """The pieces between separators, the last one too; None for one longer than MAX_DOCUMENT_BYTES.
-
-    No more than one piece is in memory, and a long one costs no more than its length.
-    """
-    parts: list[bytes] = []
-    size, tail = 0, b""  # the tail may be the beginning of a separator
-    for chunk in chunks:
-        *ended, rest = (tail + chunk).split(separator)
-        for piece in ended:
-            yield b"".join([*parts, piece]) if size + len(piece) <= MAX_DOCUMENT_BYTES else None
-            parts, size = [], 0
-        tail = rest[max(0, len(rest) - len(separator) + 1) :]
-        size += len(rest) - len(tail)
-        parts.append(rest[: len(rest) - len(tail)])
-        if size > MAX_DOCUMENT_BYTES:
-            parts = []
-    yield b"".join([*parts, tail]) if size + len(tail) <= MAX_DOCUMENT_BYTES else None
+def _refuse(_: RawFile) -> Iterator[Document | Rejection]:
+    raise UnreadableError("unsupported_format")
 
 
-def join_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines between blank ones, joined again."""
-    block: list[bytes] = []
-    size = 0
-    for line in chain(lines, [b""]):
-        if line.strip():
-            block.append(line)
-            size += len(line) + 1
-            if size > MAX_DOCUMENT_BYTES:
-                raise UnreadableError("too_long")
-        elif block:
-            yield b"\n".join(block)
-            block, size = [], 0
-
-
-def require(pieces: Iterable[bytes | None]) -> Iterator[bytes]:
-    """The pieces. Raises UnreadableError at one that is too long."""
-    for piece in pieces:
-        if piece is None:
-            raise UnreadableError("too_long")
-        yield piece
+PLAIN_TEXT = Format(_read_text)
+JSON_LINES = Format(_read_json_lines, read_records, _cut_lines)
+UNSUPPORTED = Format(_refuse)
+# By the suffix of the file, without that of its compression.
+FORMATS = {
+    ".jsonl": JSON_LINES,
+    ".ndjson": JSON_LINES,
+    ".csv": Format(partial(_read_table, delimiter=",")),
+    ".tsv": Format(partial(_read_table, delimiter="\t")),
+    ".parquet": Format(_read_parquet, cut=_cut_parquet),
+    **dict.fromkeys((".npy", ".bin", ".pdf", ".docx", ".xlsx"), UNSUPPORTED),
+    **dict.fromkeys((".zip", ".xz", ".bz2", ".tar", ".tgz", ".7z"), UNSUPPORTED),
+}

@@ -1,24 +1,24 @@
 """What a text must be to enter the corpus: a pandera schema whose checks are named after the reasons of refusal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 import pandera.pandas as pandera
 
 from lmcore.prepare.documents import Document
-from lmcore.prepare.gopher import GOPHER, measure_quality
+from lmcore.prepare.quality import NO_FILTER, QualityFilter
 
 Schema = pandera.DataFrameSchema
 
 
-def build_schema(min_characters: int, max_characters: int | None, quality: Mapping[str, tuple[float, float]]) -> Schema:
+def build_schema(min_characters: int, max_characters: int | None, quality: QualityFilter = NO_FILTER) -> Schema:
     """The rules for one batch of documents, described by `describe`. The first broken one is the reason of refusal.
 
     nul_byte    holds U+0000: a binary file that happens to be valid UTF-8
     empty       nothing but white space
     too_short   fewer than `min_characters` characters
     too_long    more than `max_characters` characters, where there is a limit
-    quality_X   the fact X of `measure_quality` is out of its range in `quality`
+    quality_X   the fact X that `quality` measures is outside its limits
     """
     check = pandera.Check
     lengths = [check.ge(min_characters, error="too_short")]
@@ -30,32 +30,32 @@ def build_schema(min_characters: int, max_characters: int | None, quality: Mappi
         "characters": pandera.Column("int64", lengths),
         **{
             name: pandera.Column("float64", check.in_range(least, greatest, error=f"quality_{name}"))
-            for name, (least, greatest) in quality.items()
+            for name, (least, greatest) in quality.limits.items()
         },
     }
     return pandera.DataFrameSchema(columns, strict=True, ordered=True)
 
 
-def describe(documents: Sequence[Document], quality: Sequence[str]) -> pd.DataFrame:
+def describe(documents: Sequence[Document], quality: QualityFilter) -> pd.DataFrame:
     """One row of facts per document; not its text, for pandera copies and formats every value that breaks a rule."""
-    facts = [measure_quality(document.text) for document in documents] if quality else []
+    facts = [quality.measure(document.text) for document in documents] if quality.limits else []
     return pd.DataFrame(
         {
             "holds_nul": ["\0" in document.text for document in documents],
             "is_blank": [not document.text or document.text.isspace() for document in documents],
             "characters": [len(document.text) for document in documents],
-            **{name: [fact[name] for fact in facts] for name in quality},
+            **{name: [float(fact[name]) for fact in facts] for name in quality.limits},
         }
     )
 
 
-def find_reasons(documents: Sequence[Document], schema: Schema) -> list[str | None]:
-    """For each document the name of the first rule that its text breaks, None for a good one."""
+def find_reasons(documents: Sequence[Document], schema: Schema, quality: QualityFilter = NO_FILTER) -> list[str | None]:
+    """Return for each document the name of the first rule that its text breaks, None for a good one."""
     reasons: list[str | None] = [None] * len(documents)
     if not documents:
         return reasons
     try:
-        schema.validate(describe(documents, [name for name in schema.columns if name in GOPHER]), lazy=True)
+        schema.validate(describe(documents, quality), lazy=True)
     except pandera.errors.SchemaErrors as error:
         failures = error.failure_cases[::-1]  # in the schema's order; the first rule has the last word
         for row, reason in zip(failures["index"], failures["check"], strict=True):

@@ -3,7 +3,8 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -127,6 +128,23 @@ class Tokenizer(ABC):
     @abstractmethod
     def _spell(self, symbol: str) -> bytes:
         """The bytes that a key of the artefact's vocabulary stands for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerKind:
+    """A kind of tokenizer, as `train_tokenizer.kind` names it.
+
+    `reads` names the keys of section train_tokenizer that the kind reads. Their values go by name to `check`, which
+    raises ValueError for a wrong one, to `expect`, which returns how many entries the tokenizer will have, and to
+    `train`, whose first argument are the texts in batches. All three get `special_tokens` too: `train` reserves them.
+    `tokenizer` is the class whose tokenizer.json `load_tokenizer` has to tell from others, if the kind has its own.
+    """
+
+    train: Callable[..., Tokenizer]
+    expect: Callable[..., int]
+    reads: tuple[str, ...] = ()
+    check: Callable[..., None] = lambda **_: None
+    tokenizer: type[Tokenizer] | None = None
 
 
 def write_definition(definition: dict[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from lmcore.runtime.process_pool import count_cores
-from lmcore.tokenizer.base import END_OF_TEXT, Ids, Tokenizer, define, read_special, write_definition
+from lmcore.tokenizer.base import END_OF_TEXT, Ids, Tokenizer, TokenizerKind, define, read_special, write_definition
 from lmcore.tokenizer.byte import BYTE_LEVEL, SYMBOLS, read_symbols, write_symbols
 
 
@@ -150,3 +150,29 @@ def list_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 def has_long_space(text: str) -> bool:
     """Whether an aligned block of SPACE_BLOCK characters is all white space."""
     return any(text[start:end].isspace() for start, end in pairwise(range(0, len(text) + 1, SPACE_BLOCK)))
+
+
+def check_bpe(special_tokens: Sequence[str], vocab_size: int | None, digits: int | None) -> None:
+    """Raise ValueError for a vocabulary without room for the bytes and special tokens, or other digits than 1 to 3."""
+    smallest = SMALLEST_VOCABULARY + len(special_tokens)
+    if vocab_size is None or vocab_size < smallest:
+        raise ValueError(
+            f"train_tokenizer.vocab_size={vocab_size}: must be at least {smallest} for kind bpe "
+            f"(256 bytes, end-of-text and train_tokenizer.special_tokens)"
+        )
+    if digits not in (1, 2, 3):
+        raise ValueError(f"train_tokenizer.digits={digits}: must be 1, 2 or 3 for kind bpe")
+
+
+def train_bpe(texts: Iterable[list[str]], special_tokens: Sequence[str], vocab_size: int, digits: int) -> BpeTokenizer:
+    """Return a tokenizer of at most `vocab_size` entries, special tokens included."""
+    return BpeTokenizer.train(texts, vocab_size - len(special_tokens), digits).reserve(special_tokens)
+
+
+BPE_KIND = TokenizerKind(
+    reads=("vocab_size", "digits"),
+    check=check_bpe,
+    train=train_bpe,
+    expect=lambda vocab_size, **_: vocab_size,  # fewer where the text is too short for all
+    tokenizer=BpeTokenizer,
+)

@@ -9,6 +9,7 @@ from lmcore.tokenizer.base import (
     END_OF_TEXT,
     Ids,
     Tokenizer,
+    TokenizerKind,
     define,
     place_special,
     read_special,
@@ -67,3 +68,10 @@ class ByteTokenizer(Tokenizer):
 
     def _spell(self, symbol: str) -> bytes:
         return read_symbols(symbol)
+
+
+BYTE_KIND = TokenizerKind(
+    train=lambda _, special_tokens: ByteTokenizer.create().reserve(special_tokens),
+    expect=lambda special_tokens: 257 + len(special_tokens),
+    tokenizer=ByteTokenizer,
+)

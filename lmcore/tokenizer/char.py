@@ -9,6 +9,7 @@ from lmcore.tokenizer.base import (
     END_OF_TEXT,
     Ids,
     Tokenizer,
+    TokenizerKind,
     define,
     place_special,
     read_special,
@@ -19,6 +20,7 @@ FALLBACK = [f"<0x{byte:02X}>" for byte in range(256)]  # Llama's names for its 2
 FALLBACK_BYTES = {name: bytes([byte]) for byte, name in enumerate(FALLBACK)}
 DECODER = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
 
+EXPECTED_CHARACTERS = 65  # tinyshakespeare's; another text's are known once its tokenizer is trained
 CODE_POINTS = 0x110000
 UNSEEN = np.uint32(0xFFFF_FFFF)
 
@@ -77,3 +79,10 @@ class CharTokenizer(Tokenizer):
 
     def _spell(self, symbol: str) -> bytes:
         return FALLBACK_BYTES.get(symbol) or symbol.encode()
+
+
+CHAR_KIND = TokenizerKind(
+    train=lambda texts, special_tokens: CharTokenizer.train(texts).reserve(special_tokens),
+    expect=lambda special_tokens: EXPECTED_CHARACTERS + len(FALLBACK) + 1 + len(special_tokens),
+    tokenizer=CharTokenizer,
+)

@@ -8,6 +8,18 @@ from lmcore.errors import ArtifactError
 from lmcore.tokenizer.base import END_OF_TEXT
 from lmcore.tokenizer.bpe import BpeTokenizer
 
+# Entries of tiktoken's encodings up to the highest that is kept, ordinary or end-of-text; and of models on the hub.
+PUBLISHED_VOCABULARIES = {
+    "gpt2": 50_257,
+    **dict.fromkeys((f"openai-community/gpt2{size}" for size in ("", "-medium", "-large", "-xl")), 50_257),
+    "r50k_base": 50_257,
+    "p50k_base": 50_281,
+    "p50k_edit": 50_281,
+    "cl100k_base": 100_258,
+    "o200k_base": 200_000,
+    "o200k_harmony": 200_000,
+}
+
 
 def list_pretrained() -> list[str]:
     """The names that tiktoken knows: gpt2, r50k_base, cl100k_base, o200k_base and others."""

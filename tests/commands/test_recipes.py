@@ -14,7 +14,7 @@ from tiny import tokenizer_params
 
 from lmcore.commands import forecast
 from lmcore.commands.edit_params import rewrite
-from lmcore.commands.forecast import PUBLISHED_VOCABULARIES, expect_vocabulary, measure_size
+from lmcore.commands.forecast import measure_size
 from lmcore.commands.recipes import (
     SECTIONS,
     Recipe,
@@ -29,10 +29,10 @@ from lmcore.hardware.params import Precision
 from lmcore.model.params import ModelParams
 from lmcore.params import compare_values, flatten, notify_once, parse_section, read_params
 from lmcore.runtime.progress import show_bytes, show_count, show_duration
-from lmcore.tokenizer.pretrained import list_pretrained
+from lmcore.tokenizer.pretrained import PUBLISHED_VOCABULARIES, list_pretrained
 from lmcore.train.memory import FILLED, choose_micro_batch, estimate_memory
 from lmcore.train.params import TrainParams
-from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
+from lmcore.train_tokenizer.train_tokenizer import expect_vocabulary, train_tokenizer
 
 FOLDER = ROOT / "recipes"
 RECIPES = list_recipes(FOLDER)

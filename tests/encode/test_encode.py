@@ -18,9 +18,9 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import encode_texts
+from tiny import Texts, encode_texts
 
-from lmcore.encode.encode import TextPart, Texts, encode_splits
+from lmcore.encode.encode import TextPart, encode_splits
 from lmcore.encode.params import EncodeParams
 from lmcore.encode.shard_writer import SplitWriter
 from lmcore.errors import ArtifactError, DataError, LmcoreError, report_errors

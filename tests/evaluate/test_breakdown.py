@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import GPT2_MODEL, make_texts, tokenizer_params
+from tiny import GPT2_MODEL, Texts, make_texts, tokenizer_params
 
-from lmcore.encode.encode import Texts, encode_splits
+from lmcore.encode.encode import encode_splits
 from lmcore.encode.params import EncodeParams
 from lmcore.evaluate.breakdown import MIN_DOCUMENTS, Breakdown, cut_positions, find_interval
 from lmcore.evaluate.loss import Loss, measure_loss

@@ -6,7 +6,8 @@ from itertools import count, cycle
 import pytest
 
 from lmcore.prepare.documents import Document
-from lmcore.prepare.gopher import GOPHER, count_repeated, count_top, measure_quality
+from lmcore.prepare.gopher import GOPHER, count_repeated, count_top, measure_gopher
+from lmcore.prepare.quality import FILTERS
 from lmcore.prepare.schema import build_schema, find_reasons
 
 VOWELS, CONSONANTS = "aeiou", "bcdfghjklmnprstvw"
@@ -53,19 +54,20 @@ BROKEN = {
 
 
 def reasons_of(text: str) -> str | None:
-    (reason,) = find_reasons([Document.of("a", text)], build_schema(1, None, GOPHER))
+    quality = FILTERS["gopher"]
+    (reason,) = find_reasons([Document.of("a", text)], build_schema(1, None, quality), quality)
     return reason
 
 
 def broken_rules(text: str) -> set[str]:
-    facts = measure_quality(text)
+    facts = measure_gopher(text)
     return {name for name, (least, greatest) in GOPHER.items() if not least <= facts[name] <= greatest}
 
 
 def test_prose_passes() -> None:
     assert reasons_of(GOOD) is None
-    assert measure_quality(GOOD).keys() == GOPHER.keys()
-    assert all(type(value) is float for value in measure_quality(GOOD).values())
+    assert measure_gopher(GOOD).keys() == GOPHER.keys()
+    assert all(type(value) is float for value in measure_gopher(GOOD).values())
 
 
 @pytest.mark.parametrize("rule", BROKEN)
@@ -81,7 +83,7 @@ def test_what_breaks_one_rule_breaks_no_other(rule: str) -> None:
 
 def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GOPHER, "words", (0, 100))
-    facts = measure_quality("one line\n\none line\n\n- two # 12...\n\none line")
+    facts = measure_gopher("one line\n\none line\n\n- two # 12...\n\none line")
     assert facts["words"] == 10
     assert facts["hashes_per_word"] == facts["ellipses_per_word"] == 0.1
     assert facts["mean_word_length"] == 3.1
@@ -94,7 +96,7 @@ def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_enough_words_only_they_are_counted() -> None:
     assert broken_rules("") == broken_rules("# " * 49) == {"words"}
-    assert measure_quality("a b")["words"] == 2
+    assert measure_gopher("a b")["words"] == 2
 
 
 def test_the_limits_are_the_published_ones() -> None:
@@ -124,8 +126,8 @@ def test_the_limits_are_the_published_ones() -> None:
 
 def test_paragraphs_are_the_same_with_any_line_ends() -> None:
     text = "\n\n".join([GOOD, "again", "again"])
-    assert measure_quality(text.replace("\n", "\r\n"))["repeated_paragraphs"] == pytest.approx(1 / 3)
-    assert measure_quality(text)["repeated_paragraphs"] == pytest.approx(1 / 3)
+    assert measure_gopher(text.replace("\n", "\r\n"))["repeated_paragraphs"] == pytest.approx(1 / 3)
+    assert measure_gopher(text)["repeated_paragraphs"] == pytest.approx(1 / 3)
 
 
 def test_repeated_words_are_counted_once_each() -> None:

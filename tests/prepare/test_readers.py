@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmcore.errors import ArtifactError
-from lmcore.prepare import readers as formats
+from lmcore.prepare import raw_files
+from lmcore.prepare.chunks import list_chunks
 from lmcore.prepare.documents import Document, Rejection
-from lmcore.prepare.readers import Layout, join_lines, split
-from lmcore.prepare.units import list_units
+from lmcore.prepare.raw_files import Layout, join_lines, split
 
 TEXT = "naïve\r\n\x0cpage two\r\tend\u2028\U0001f600"
 TEXTS = ["one", 'two\nlines, "quoted"', TEXT, " ", "наш\t市"]
@@ -27,7 +27,7 @@ MakeRaw = Callable[[dict[str, bytes]], Path]
 
 
 def read(raw: Path, **layout: Any) -> list[Document | Rejection]:
-    return [item for unit in list_units(raw, Layout(**layout)) for item in unit.read()]
+    return [item for chunk in list_chunks(raw, Layout(**layout)) for item in chunk.read()]
 
 
 def summarise(items: list[Document | Rejection]) -> list[tuple[int | None, str]]:
@@ -107,7 +107,7 @@ def test_a_text_is_read_exactly(make_raw: MakeRaw, content: bytes) -> None:
 @given(text=st.text(), codec=st.sampled_from(["utf-8-sig", "utf-16", "utf-32"]), chunk=st.integers(1, 9))
 def test_every_encoding_survives_any_chunks(make_raw: MakeRaw, text: str, codec: str, chunk: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "CHUNK_BYTES", chunk)
+        patch.setattr(raw_files, "READ_BYTES", chunk)
         (document,) = read(make_raw({"a.txt": text.encode(codec)}))
     assert document == Document.of("a.txt", text)
 
@@ -141,7 +141,7 @@ def test_what_is_no_text_is_not_taken_for_it(make_raw: MakeRaw, name: str) -> No
 def test_separators_part_a_file(
     make_raw: MakeRaw, monkeypatch: pytest.MonkeyPatch, chunk: int, separator: str, content: str, texts: list[str]
 ) -> None:
-    monkeypatch.setattr(formats, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(raw_files, "READ_BYTES", chunk)
     items = read(make_raw({"a.txt": content.encode()}), separator=separator)
     assert summarise(items) == list(enumerate(texts, 1))
     assert [item.id for item in items] == [f"a.txt:{row}" for row in range(1, len(texts) + 1)]
@@ -252,8 +252,8 @@ def test_what_is_not_what_its_name_says_is_damaged(make_raw: MakeRaw, name: str)
 
 
 def test_beyond_the_limit_nothing_is_taken(make_raw: MakeRaw, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "MAX_DOCUMENT_BYTES", 30)
-    monkeypatch.setattr(formats, "CHUNK_BYTES", 7)
+    monkeypatch.setattr(raw_files, "MAX_DOCUMENT_BYTES", 30)
+    monkeypatch.setattr(raw_files, "READ_BYTES", 7)
     long = json.dumps({"text": "x" * 40})
     raw = make_raw(
         {
@@ -275,7 +275,7 @@ def test_memory_is_that_of_one_document(tmp_path: Path, make_raw: MakeRaw) -> No
     raw = make_raw({"a.jsonl.gz": gzip.compress((line * 20_000).encode(), 1)})  # 100 MB
     tracemalloc.start()
     try:
-        assert sum(item.bytes for unit in list_units(raw, Layout()) for item in unit.read()) == 20_000 * 5000
+        assert sum(item.bytes for chunk in list_chunks(raw, Layout()) for item in chunk.read()) == 20_000 * 5000
         assert tracemalloc.get_traced_memory()[1] < 12 << 20
     finally:
         tracemalloc.stop()

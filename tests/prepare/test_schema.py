@@ -27,11 +27,11 @@ from lmcore.prepare.schema import build_schema, find_reasons
     ],
 )
 def test_the_first_broken_rule_is_the_reason(text, reason):
-    assert find_reasons([Document.of("a", text)], build_schema(5, 12, {})) == [reason]
+    assert find_reasons([Document.of("a", text)], build_schema(5, 12)) == [reason]
 
 
 def test_no_upper_limit():
-    assert find_reasons([Document.of("a", 100_000 * "x")], build_schema(1, None, {})) == [None]
+    assert find_reasons([Document.of("a", 100_000 * "x")], build_schema(1, None)) == [None]
 
 
 @settings(deadline=None, max_examples=25)
@@ -45,7 +45,7 @@ def test_reasons_belong_to_their_rows(texts):
         return "too_short" if len(text) < 2 else "too_long" if len(text) > 4 else None
 
     documents = [Document.of("a", text) for text in texts]
-    assert find_reasons(documents, build_schema(2, 4, {})) == [find_plainly(text) for text in texts]
+    assert find_reasons(documents, build_schema(2, 4)) == [find_plainly(text) for text in texts]
 
 
 def test_importing_pandera_warns_of_nothing():

@@ -2,14 +2,16 @@
 
 import random
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lmcore.encode.encode import Texts, encode_splits
+from lmcore.encode.encode import encode_splits
 from lmcore.encode.params import EncodeParams
+from lmcore.files import fingerprint
 from lmcore.model.gpt import GPT
 from lmcore.model.params import DiffusionParams, ModelParams
 from lmcore.params import parse_section
@@ -90,6 +92,23 @@ def tokenizer_params(kind: str, **changes: Any) -> TokenizerParams:
     """Of a kind, all else at its default but the vocabulary, which is tiny."""
     values = {"vocab_size": 300, "digits": 2, "special_tokens": None, "name": None, "max_bytes": None}
     return parse_section(TokenizerParams, "train_tokenizer", {"kind": kind, **values, **changes})
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A part of a split that is in memory."""
+
+    batches: list[list[str]]
+    source: str = "text"
+    size: int = 0
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the texts."""
+        return fingerprint(self.batches)
+
+    def read(self) -> Iterator[list[str]]:
+        """The batches."""
+        return iter(self.batches)
 
 
 def encode_texts(

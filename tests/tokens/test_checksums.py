@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import encode_texts
+from tiny import Texts, encode_texts
 
-from lmcore.encode.encode import Texts, encode_splits
+from lmcore.encode.encode import encode_splits
 from lmcore.encode.params import EncodeParams
 from lmcore.tokenizer.byte import ByteTokenizer
 from lmcore.tokens import checksums as verified

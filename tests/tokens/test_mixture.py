@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import Texts
 
-from lmcore.encode.encode import Texts, encode_splits
+from lmcore.encode.encode import encode_splits
 from lmcore.encode.params import EncodeParams
 from lmcore.errors import DataError, ParameterError
 from lmcore.tokenizer.byte import ByteTokenizer

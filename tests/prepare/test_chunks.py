@@ -1,4 +1,4 @@
-"""The text in units of work: what processes, kills and the cut cannot change; and what is told of near copies."""
+"""The text in chunks: what processes, kills and the cut cannot change; and what is told of near copies."""
 
 import io
 import json
@@ -11,15 +11,15 @@ from preparing import make_params, read_bytes, read_split, run
 
 from lmcore.errors import ArtifactError, DataError, ParameterError
 from lmcore.files import write_json
+from lmcore.prepare import chunks, readers
 from lmcore.prepare import prepare as prepare_module
-from lmcore.prepare import scan as survey_module
-from lmcore.prepare import units
+from lmcore.prepare import scan as scan_module
 from lmcore.prepare.documents import list_parts
-from lmcore.prepare.readers import Layout
+from lmcore.prepare.raw_files import Layout
 
 
 @pytest.mark.parametrize("split", ["hash", "tail"])
-def test_units_and_processes_change_nothing_but_the_parts(make_raw, tmp_path, split, monkeypatch):
+def test_chunks_and_processes_change_nothing_but_the_parts(make_raw, tmp_path, split, monkeypatch):
     texts = [f"text {number % 30} of {split}\n" * (number % 3 + 1) for number in range(100)]
     rows = pa.table({"text": [*texts[60:80], None, *texts[80:]]})
     table = io.BytesIO()
@@ -29,8 +29,8 @@ def test_units_and_processes_change_nothing_but_the_parts(make_raw, tmp_path, sp
     raw = make_raw(files)
     params = make_params(split=split)
     whole = run(params, raw, tmp_path / "whole")
-    monkeypatch.setattr(units, "UNIT_BYTES", 500)
-    assert len(units.list_units(raw, Layout())) > 10
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 500)
+    assert len(chunks.list_chunks(raw, Layout())) > 10
     assert run(params, raw, tmp_path / "one") == whole
     assert run(params, raw, tmp_path / "three", workers=3) == whole
     assert read_bytes(tmp_path / "three") == read_bytes(tmp_path / "one")
@@ -53,14 +53,12 @@ def test_parts_know_their_source(make_raw, tmp_path):
 
 def test_a_killed_stage_goes_on(make_raw, tmp_path, monkeypatch):
     """Killed before every one of its file operations in turn; what was done is not done again."""
-    monkeypatch.setattr(units, "UNIT_BYTES", 1)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1)
     raw = make_raw({f"{number}.txt": b"text %d" % (number % 4) for number in range(6)})
     run(make_params(), raw, tmp_path / "whole")
-    surveyed = []
-    survey = survey_module.read_normalised
-    monkeypatch.setattr(
-        survey_module, "read_normalised", lambda *args: surveyed.append(args[0].number) or survey(*args)
-    )
+    scanned = []
+    read = scan_module.read_normalised
+    monkeypatch.setattr(scan_module, "read_normalised", lambda *args: scanned.append(args[0].number) or read(*args))
     for steps in range(1, 40):
         with monkeypatch.context() as patch:
             left = iter(range(steps))
@@ -78,9 +76,9 @@ def test_a_killed_stage_goes_on(make_raw, tmp_path, monkeypatch):
             except KeyboardInterrupt:
                 assert not (tmp_path / "documents").exists()
     assert steps > 6
-    assert surveyed == sorted(surveyed)
-    assert len(set(surveyed)) == 6
-    assert len(surveyed) < 13  # not every unit after every kill
+    assert scanned == sorted(scanned)
+    assert len(set(scanned)) == 6
+    assert len(scanned) < 13  # not every chunk after every kill
     assert read_bytes(tmp_path / "documents") == read_bytes(tmp_path / "whole")
     assert list((tmp_path / "scratch").iterdir()) == []
 
@@ -153,17 +151,17 @@ def test_a_limit_that_is_raised_goes_on_with_what_was_done(make_raw, tmp_path, m
     raw = make_raw({"a.txt": words, "b.txt": words + b" end"})
     with pytest.raises(DataError, match=r"more than prepare\.max_leakage=0\.5 allows"):
         run(make_params(max_leakage=0.5), raw, tmp_path / "documents")
-    monkeypatch.setattr(survey_module, "read_normalised", None)
+    monkeypatch.setattr(scan_module, "read_normalised", None)
     monkeypatch.setattr(prepare_module, "read_normalised", None)
     assert run(make_params(), raw, tmp_path / "documents")[0]["kept"] == 2
 
 
 def test_a_file_that_vanishes_is_one_line(make_raw):
     raw = make_raw({"a.txt": b"text"})
-    (unit,) = units.list_units(raw, Layout())
+    (chunk,) = chunks.list_chunks(raw, Layout())
     (raw / "files/a.txt").unlink()
     with pytest.raises(ArtifactError, match=r"raw/files/a\.txt was removed while the stage ran: run the down"):
-        list(unit.read())
+        list(chunk.read())
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -172,13 +170,13 @@ def test_parts_of_json_lines_are_the_whole(make_raw, monkeypatch, encoding, end)
     lines = [json.dumps({"text": f"é line {number} " * (number % 7)}, ensure_ascii=False) for number in range(60)]
     lines[20:20] = ["", "{broken", '{"other": 1}', '"\\udc00"']
     raw = make_raw({"a.jsonl": ("\n".join(lines) + end).encode(encoding)})
-    (whole,) = units.list_units(raw, Layout())
+    (whole,) = chunks.list_chunks(raw, Layout())
     for size in (1, 50, 300, 3000):
-        monkeypatch.setattr(units, "UNIT_BYTES", size)
-        for chunk in (7, 64, 1 << 20):
-            monkeypatch.setattr(units, "CHUNK_BYTES", chunk)
-            parts = units.list_units(raw, Layout())
+        monkeypatch.setattr(chunks, "CHUNK_BYTES", size)
+        for read in (7, 64, 1 << 20):
+            monkeypatch.setattr(readers, "READ_BYTES", read)
+            parts = chunks.list_chunks(raw, Layout())
             assert [item for part in parts for item in part.read()] == list(whole.read())
             assert sum(part.size for part in parts) == whole.size
-            if encoding.startswith("utf-8") and size < 300 and chunk < 100:
+            if encoding.startswith("utf-8") and size < 300 and read < 100:
                 assert len(parts) > 5
