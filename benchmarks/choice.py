@@ -24,11 +24,10 @@ import numpy as np
 import torch
 
 from benchmarks.nanogpt import shape_params
-from lmcore.evaluate.benchmark_formats import Item, read_items
-from lmcore.evaluate.benchmarks import SuiteFile
-from lmcore.evaluate.multiple_choice import DELIMITER, measure_suite
+from lmcore.evaluate.benchmark_formats import HELLASWAG, Item, read_items
+from lmcore.evaluate.benchmarks import BenchmarkFile
+from lmcore.evaluate.multiple_choice import DELIMITER, measure_benchmark
 from lmcore.export.hugging_face import write_hugging_face
-from lmcore.export.transformers_reference import import_transformers
 from lmcore.model.gpt import GPT
 from lmcore.model.save_load import load_model
 from lmcore.tokenizer.base import Tokenizer
@@ -55,7 +54,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     tokenizer = load_tokenizer(options.tokenizer)
-    items = list(islice(read_items(options.items), options.count))
+    items = list(islice(read_items(options.items, [HELLASWAG]), options.count))
     print(f"{len(items)} items, {options.batch_size} pairs at once, {torch.get_num_threads()} threads, medians")
     print(f"{'':6}{'hf items/s':>12}{'lmcore items/s':>16}{'ratio':>7}   accuracies, equal to 1e-9")
     for shape in options.shapes:
@@ -72,20 +71,20 @@ def export(shape: str, tokenizer: Tokenizer, folder: Path) -> None:
         for weight in model.parameters():
             if weight.dim() > 1:
                 weight.mul_(SPREAD)
-    write_hugging_face(import_transformers(), model, "gpt2", "float32", tokenizer, folder)
+    write_hugging_face(model, "gpt2", "float32", tokenizer, folder)
 
 
 def compare(shape: str, folder: Path, tokenizer: Tokenizer, items: list[Item], options: argparse.Namespace) -> None:
     """Both sides in turns, and one row."""
     theirs = HFLM(str(folder), backend="causal", device="cpu", batch_size=options.batch_size, dtype="float32")
-    ours, suite = load_model(folder), SuiteFile("hellaswag", options.items, "")
+    ours, suite = load_model(folder), BenchmarkFile("hellaswag", options.items, "")
     seconds: dict[str, list[float]] = {"hf": [], "lmcore": []}
     for _ in range(options.rounds):
         started = time.perf_counter()
         expected = measure_theirs(theirs, items)
         seconds["hf"].append(time.perf_counter() - started)
         started = time.perf_counter()
-        found = measure_suite(ours, tokenizer, suite, len(items), options.batch_size)
+        found = measure_benchmark(ours, tokenizer, suite, len(items), options.batch_size)
         seconds["lmcore"].append(time.perf_counter() - started)
         for name, value in expected.items():
             assert abs(found[name] - value) < 1e-9, (name, found[name], value)

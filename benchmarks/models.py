@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 from lmcore.export.hugging_face import export_model
-from lmcore.export.llama_cpp import Numbers
 from lmcore.export.params import ExportParams
 from lmcore.hardware.measure import peak_memory_bytes
 from lmcore.model.gpt import GPT
@@ -27,7 +26,7 @@ from lmcore.model.save_load import load_model, save_model
 from lmcore.params import parse_section, read_section
 from lmcore.tokenizer.bpe import PATTERN, BpeTokenizer
 
-EXPORTS: dict[str, Numbers | None] = {
+EXPORTS: dict[str, str | None] = {
     "export to Hugging Face": None,
     "export with GGUF f32": "f32",
     "export with GGUF f16": "f16",

@@ -17,16 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lmcore.generate.decoder import Decoder, Request, Tally
-from lmcore.generate.params import DecoderKind
-from lmcore.generate.quantize import convert_weights
-from lmcore.generate.samples import open_decoder
+from lmcore.generate.decoder import Decoder, DecodingStats, Request
+from lmcore.generate.open_decoder import open_decoder
+from lmcore.generate.quantize import WEIGHT_TYPES, convert_weights
 from lmcore.generate.sampling import Sampling
 from lmcore.model.save_load import load_model
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.dataset import open_dataset
 
-SIDES: dict[str, tuple[DecoderKind, int | None]] = {
+SIDES: dict[str, tuple[str, int | None]] = {
     "plain": ("plain", None),
     "prompt lookup": ("plain", 3),
     "tidar": ("tidar", None),
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("tokens", type=Path, help="of the model's tokenizer, as data/tokens")
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--weights", choices=["float32", "bfloat16", "int8"], default="float32")
+    parser.add_argument("--weights", choices=WEIGHT_TYPES, default="float32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--texts", type=int, default=8)
@@ -61,11 +60,11 @@ def main() -> None:
     seconds: dict[str, list[float]] = {side: [] for side in decoders}
     for _ in range(arguments.rounds):
         for side, decoder in decoders.items():
-            decoder.tally = Tally()
+            decoder.stats = DecodingStats()
             started = time.perf_counter()
             decode(decoder, requests)
             seconds[side].append(time.perf_counter() - started)
-            tallies[side] = decoder.tally
+            tallies[side] = decoder.stats
     for side, tally in tallies.items():
         print(describe(side, tally, seconds[side], seconds["plain"]))
 
@@ -99,7 +98,7 @@ def decode(decoder: Decoder, requests: list[Request]) -> list[list[int]]:
     return texts
 
 
-def describe(side: str, tally: Tally, seconds: list[float], plain: list[float]) -> str:
+def describe(side: str, tally: DecodingStats, seconds: list[float], plain: list[float]) -> str:
     """One line of the table; the ratio is that of the medians."""
     median = statistics.median(seconds)
     given = ", ".join(f"{tokens}: {count / tally.forwards:.0%}" for tokens, count in sorted(tally.given.items()))

@@ -5,10 +5,9 @@ python -m benchmarks.weights models/gpt data/tokens      # after dvc repro
 
 import sys
 from pathlib import Path
-from typing import get_args
 
 from lmcore.evaluate.loss import measure_loss
-from lmcore.generate.quantize import Weights, convert_weights
+from lmcore.generate.quantize import WEIGHT_TYPES, convert_weights
 from lmcore.model.save_load import load_model
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.dataset import open_dataset
@@ -21,7 +20,7 @@ def main() -> None:
     folder, tokens = map(Path, sys.argv[1:])
     tokenizer = load_tokenizer(folder)
     validation = open_dataset(tokens, tokenizer).validation
-    for kind in get_args(Weights):
+    for kind in WEIGHT_TYPES:
         model = convert_weights(load_model(folder), kind)
         loss = measure_loss(model, validation, tokenizer.byte_lengths, None, WINDOWS_AT_ONCE)
         print(f"{kind:9} {loss.loss:.6f} nats per token, {loss.bits_per_byte:.6f} bits per byte")

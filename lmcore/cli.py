@@ -13,7 +13,6 @@ from lmcore.errors import report_errors
 from lmcore.files import project_root
 
 Format = Literal["text", "markdown", "csv"]
-ServedWeights = Literal["float32", "bfloat16", "int8"]
 
 app = typer.Typer(
     name="lmcore",
@@ -76,9 +75,9 @@ ModelName = Annotated[str, typer.Argument(help="A model's folder, ours or Huggin
 Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token.")]
 NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", "-n", help="Tokens of each text.")]
 Stop = Annotated[list[str] | None, typer.Option(help="A text before which it ends; may be given several times.")]
-Drafts = Annotated[int | None, typer.Option("--draft-tokens", help="Tokens guessed at once from the text so far.")]
-DecoderName = Annotated[str | None, typer.Option("--decoder", help="plain, tidar or tidar-one-forward.")]
-WeightType = Annotated[str | None, typer.Option("--weights", help="float32, bfloat16 or int8.")]
+Drafts = Annotated[int | None, typer.Option("--draft-tokens", help="Draft tokens per forward, from the text so far.")]
+DecoderName = Annotated[str | None, typer.Option("--decoder", help="As sample.decoder in params.yaml.")]
+WeightType = Annotated[str | None, typer.Option("--weights", help="As sample.weights in params.yaml.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Takes 5 to 60 s, then each token comes faster.")]
 
 
@@ -240,12 +239,12 @@ def serve(
     model: ModelName = "models/gpt",
     host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in: set a key then.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    batch: Annotated[int, typer.Option(min=1, help="Texts decoded at once.")] = 64,
-    queue: Annotated[int, typer.Option(min=0, help="Texts that may wait; more are refused (429).")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Active texts at most.")] = 64,
+    queue: Annotated[int, typer.Option(min=0, help="Texts that may wait; more are rejected (429).")] = 256,
     max_tokens: Annotated[int, typer.Option(min=1, help="The most that a request may ask for.")] = 4096,
-    weights: Annotated[ServedWeights, typer.Option(help="int8 is for a CPU.")] = "float32",
+    weights: Annotated[str, typer.Option(help="As sample.weights in params.yaml; int8 is for a CPU.")] = "float32",
     draft_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens guessed at once from the text so far.")
+        int | None, typer.Option(min=1, help="Draft tokens per forward, from the text so far.")
     ] = None,
     compile: Compile = False,  # noqa: A002
     grace: Annotated[float, typer.Option(min=0.0, max=86400.0, help="Seconds for what is open at the end.")] = 30.0,
@@ -253,12 +252,12 @@ def serve(
 ) -> None:
     """Serve a model by HTTP as OpenAI's completions API has it, and a page in which to see it write."""
     from lmcore.params import read_params
-    from lmcore.serve.params import Settings
+    from lmcore.serve.params import ServerParams
     from lmcore.serve.server import read_api_key, serve
 
-    settings = Settings(model, host, port, queue, max_tokens, grace, read_api_key(api_key_file))
+    params = ServerParams(model, host, port, queue, max_tokens, grace, read_api_key(api_key_file))
     values = read_params(project_root() / "params.yaml")
-    serve(settings, values, weights, batch=batch, draft_tokens=draft_tokens, compile=compile)
+    serve(params, values, weights, batch=batch, draft_tokens=draft_tokens, compile=compile)
 
 
 @app.command()

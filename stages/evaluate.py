@@ -4,9 +4,9 @@ from pathlib import Path
 
 from lmcore.errors import report_errors
 from lmcore.evaluate.baselines import measure_baselines
-from lmcore.evaluate.benchmarks import open_suites
+from lmcore.evaluate.benchmarks import open_benchmarks
 from lmcore.evaluate.breakdown import measure_text
-from lmcore.evaluate.multiple_choice import measure_suites
+from lmcore.evaluate.multiple_choice import measure_benchmarks
 from lmcore.evaluate.params import EvaluateParams
 from lmcore.files import project_root, write_json, write_text
 from lmcore.hardware.params import HardwareParams
@@ -21,7 +21,7 @@ from lmcore.tracking.results import log_results
 
 def main() -> None:
     params = read_section(EvaluateParams, "evaluate")
-    suites = open_suites(params.suites or [])
+    benchmarks = open_benchmarks(params.suites or [])
     device = claim_device(read_section(HardwareParams, "hardware"), read_params())
     model, tokenizer = load_model(Path("models/gpt"), device), load_tokenizer(Path("models/gpt"))
     dataset = open_dataset(Path("data/tokens"), tokenizer)
@@ -29,7 +29,7 @@ def main() -> None:
     windows = params.windows(model.params.context_length)
     metrics, positions = measure_text(model, dataset.validation, tokenizer.byte_lengths, windows)
     metrics |= {"baselines": measure_baselines(dataset, model.params.context_length, windows)}
-    metrics |= measure_suites(model, tokenizer, suites, params.max_items)
+    metrics |= measure_benchmarks(model, tokenizer, benchmarks, params.max_items)
     write_text(Path("reports/plots/loss_by_position.csv"), positions)
     write_json(Path("reports/metrics/evaluate.json"), metrics)
     log_results(Path("models/gpt"), "evaluate", metrics)

@@ -1,6 +1,7 @@
-"""Models of this project in EleutherAI's lm-evaluation-harness (extra `eval`), scored as multiple choice is here."""
+"""lmcore's models in EleutherAI's lm-evaluation-harness (extra `eval`)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from lmcore.errors import DataError, LmcoreError, ParameterError
 from lmcore.evaluate.loglikelihood import Pair, score_pairs
 from lmcore.files import derive_seed
 from lmcore.generate.decoder import Request
+from lmcore.generate.open_decoder import open_decoder
 from lmcore.generate.params import SampleParams
-from lmcore.generate.samples import open_decoder
+from lmcore.generate.sampling import Sampling
 from lmcore.generate.text_stream import collect, complete
 from lmcore.model.save_load import load_model
 from lmcore.model.vocabulary import require_vocabulary
@@ -30,25 +32,8 @@ except ImportError as error:
     raise LmcoreError(f"lm-evaluation-harness is not installed ({error}): pip install -e '.[eval]'") from None
 
 BOOTSTRAP_DRAWS = 1_000  # for standard errors of what is no mean, as a perplexity; its own 100,000 take minutes
-# What a task may ask of decoding, beside `until`, `max_gen_toks` and `do_sample`.
-SETTINGS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
-
-# Whatever a task does not ask for; prompts and lengths are the task's own.
-NEUTRAL: dict[str, Any] = {
-    "prompts": [""],
-    "samples_per_prompt": 1,
-    "max_new_tokens": 1,
-    "temperature": 1.0,
-    "top_k": None,
-    "top_p": None,
-    "min_p": None,
-    "repetition_penalty": 1.0,
-    "stop": None,
-    "draft_tokens": None,
-    "decoder": "plain",
-    "weights": "float32",
-    "seed": 0,
-}
+# The sampling parameters, beside `until`, `max_gen_toks` and `do_sample`, with their values where a task states none.
+SAMPLING = asdict(Sampling())
 
 Encoded = tuple[Any, list[int], list[int]]  # the texts, and the tokens of context and continuation
 
@@ -121,25 +106,24 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return texts
 
     def _build_request(self, context: str, asked: dict[str, Any]) -> Request:
-        settings = dict(normalize_gen_kwargs(asked))
-        until, most, draws = (settings.pop(key, None) for key in ("until", "max_gen_toks", "do_sample"))
-        if unknown := settings.keys() - SETTINGS:
+        arguments = dict(normalize_gen_kwargs(asked))
+        until, most, draws = (arguments.pop(key, None) for key in ("until", "max_gen_toks", "do_sample"))
+        if unknown := arguments.keys() - SAMPLING:
             raise ParameterError(
                 f"the task asks for {', '.join(sorted(unknown))}, which decoding has not: leave it out; there are "
-                f"{', '.join(sorted(SETTINGS))}"
+                f"{', '.join(sorted(SAMPLING))}"
             )
         if not draws:
-            settings["temperature"] = 0.0
-        settings["top_k"] = settings.get("top_k") or None  # 0 is Hugging Face's word for off
-        asked_for = parse_section(SampleParams, "the task's generation_kwargs", {**NEUTRAL, **settings})
+            arguments["temperature"] = 0.0
+        arguments["top_k"] = arguments.get("top_k") or None  # 0 is Hugging Face's word for off
+        values = {**SampleParams().model_dump(), **SAMPLING, **arguments}
+        sampling = parse_section(SampleParams, "the task's generation_kwargs", values).sampling
         if type(most) is not int or most < 1:
             raise ParameterError(f"the task's max_gen_toks={most!r}: must be a whole number of 1 or more")
         room = self.max_length - most if most < self.max_length else self.max_length // 2
         prompt = (self.tok_encode(context) or [self.eot_token_id])[-room:]
         stop = [until] if isinstance(until, str) else until or []
-        return Request(
-            prompt, most, asked_for.sampling, derive_seed(0, context, 1), stop=[text for text in stop if text]
-        )
+        return Request(prompt, most, sampling, derive_seed(0, context, 1), stop=[text for text in stop if text])
 
 
 def run_tasks(

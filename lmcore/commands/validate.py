@@ -1,4 +1,4 @@
-"""Whether transformers and lmcore say the same of a model: logits of a prompt, and what each goes on with."""
+"""`lmcore validate`: the logits and greedy continuations of transformers and lmcore for one prompt."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ GREEDY = Sampling(temperature=0.0)
 
 @dataclass(frozen=True)
 class Validation:
-    """What both made of a prompt of so many tokens; `tokenizer` says in a phrase whose it was cut by."""
+    """The results for a prompt; `tokenizer` says in a phrase which one encoded it."""
 
     prompt_tokens: int
     tokenizer: str
@@ -46,18 +46,18 @@ class Validation:
 
     @property
     def is_same(self) -> bool:
-        """Whether the logits differ by rounding alone."""
+        """True if the logits differ by rounding alone."""
         return self.difference.is_rounding
 
     def describe(self) -> Iterator[str]:
-        """The findings, a line each."""
+        """Yield the findings, a line each."""
         ours, theirs = map(json.dumps, self.next_tokens)
         found, allowed = self.difference
         yield f"prompt: {self.prompt_tokens} tokens, {self.tokenizer}"
         yield f"logits: the largest difference is {found:.3g}, rounding explains {allowed:.3g}"
         yield f"next token: {ours} in both" if ours == theirs else f"next token: {ours} in lmcore, {theirs} there"
-        yield f"lmcore goes on:       {json.dumps(self.continuations[0], ensure_ascii=False)}"
-        yield f"transformers goes on: {json.dumps(self.continuations[1], ensure_ascii=False)}"
+        yield f"lmcore continues:       {json.dumps(self.continuations[0], ensure_ascii=False)}"
+        yield f"transformers continues: {json.dumps(self.continuations[1], ensure_ascii=False)}"
         yield "the same" if self.is_same else "not the same: lmcore and transformers compute different models"
 
 
@@ -93,7 +93,7 @@ def validate_model(name: str, prompt: str) -> Validation:
 
 
 def require_prompt(model: GPT, tokens: Sequence[int | None], folder: Path) -> None:
-    """Raise ParameterError for a prompt that both cannot go on from, ArtifactError for another model's tokenizer."""
+    """Raise ParameterError for a prompt that both cannot continue, ArtifactError for another model's tokenizer."""
     if tokens == [None]:
         raise ParameterError("--prompt: it is empty, and the tokenizer has no end of text to begin with")
     known = [token for token in tokens if token is not None]
@@ -108,26 +108,24 @@ def require_prompt(model: GPT, tokens: Sequence[int | None], folder: Path) -> No
 
 @contextmanager
 def as_hugging_face(folder: Path, model: GPT) -> Iterator[Path]:
-    """The folder itself, or a passing one with the export of ours."""
+    """Yield the folder itself, or a temporary one with the export of lmcore's model."""
     if "model_type" in read_json(folder / "config.json", "see to it"):
         yield folder
         return
     with TemporaryDirectory() as place:
-        transformers = import_transformers()
-        tokenizer, architecture = load_tokenizer(folder), require_architecture(model.params)
-        write_hugging_face(transformers, model, architecture, "float32", tokenizer, Path(place))
+        write_hugging_face(model, require_architecture(model.params), "float32", load_tokenizer(folder), Path(place))
         yield Path(place)
 
 
 def continue_ours(model: GPT, prompt: Sequence[int], count: int) -> list[int]:
-    """The likeliest `count` tokens after the prompt, whatever they are."""
+    """Return the likeliest `count` tokens after the prompt by lmcore, an end of text too."""
     decoder = Decoder(model, batch=1, end_of_text=-1, capacity=len(prompt) + count)
     return [new.token for new in decoder.decode([Request(prompt, count, GREEDY)])]
 
 
 @torch.inference_mode()
 def continue_theirs(network: Any, prompt: Sequence[int], count: int) -> list[int]:
-    """The same by transformers."""
+    """Return the same by transformers."""
     tokens = torch.tensor([prompt])
     network.generation_config = import_transformers().GenerationConfig()  # plainly greedy, whatever the folder asks for
     found = network.generate(
@@ -138,7 +136,7 @@ def continue_theirs(network: Any, prompt: Sequence[int], count: int) -> list[int
 
 
 def compare_ids(folder: Path, prompt: str, tokens: Sequence[int]) -> str:
-    """Whether our tokenizer cuts the prompt alike, in a phrase."""
+    """Return a phrase that says if lmcore's tokenizer encodes the prompt alike."""
     try:
         ours = load_tokenizer(folder)
     except ArtifactError:

@@ -1,14 +1,14 @@
-"""Multiple-choice questions in one form, from the forms that benchmarks are published in.
+"""The record formats of published benchmarks, read as multiple-choice items.
 
 Texts are put together as lm-evaluation-harness does for the task of the same name (lm_eval/tasks).
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """A context, what may follow it after a space, and which of that does.
+    """A context, the choices of what follows it after a space, and the index of the right one.
 
     With one choice alone the question is whether the model would write it.
     """
@@ -32,12 +32,19 @@ class Item:
     gold: int
 
 
+class RecordFormat(NamedTuple):
+    """A format of records: the fields by which it is recognised, and the reader of a record."""
+
+    fields: frozenset[str]
+    parse: Callable[[Record], Item]  # raises UnsuitableError
+
+
 class UnsuitableError(Exception):
     """A record is no item; the message says why."""
 
 
-def read_items(path: Path) -> Iterator[Item]:
-    """The items of a .jsonl or .parquet file, one at a time.
+def read_items(path: Path, formats: Sequence[RecordFormat]) -> Iterator[Item]:
+    """Yield the items of a .jsonl or .parquet file, each in the first of the `formats` whose fields it has.
 
     Raises ParameterError for a file that does not exist or is of another kind, DataError, naming the line, for one that
     holds something else, and for one without items.
@@ -50,7 +57,7 @@ def read_items(path: Path) -> Iterator[Item]:
     number = 0
     for number, record in readers[path.suffix](path):
         try:
-            yield parse_item(record)
+            yield parse_item(record, formats)
         except UnsuitableError as error:
             raise DataError(f"{path}:{number}: {error}") from None
     if not number:
@@ -58,7 +65,7 @@ def read_items(path: Path) -> Iterator[Item]:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """The JSON value on each line, and its number; empty lines are passed over."""
+    """Yield the number and the JSON value of each line; empty lines are skipped."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -69,7 +76,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Each row and its number."""
+    """Yield the number and the record of each row."""
     number = 0
     try:
         with pq.ParquetFile(path) as file:
@@ -83,28 +90,28 @@ def _read_rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path} is damaged ({' '.join(str(error).split())}): fetch it again") from None
 
 
-def parse_item(record: Any) -> Item:
-    """The item that a record of any of the FORMS is. Raises UnsuitableError."""
+def parse_item(record: Any, formats: Sequence[RecordFormat]) -> Item:
+    """Return the item of a record in any of the `formats`. Raises UnsuitableError."""
     if not isinstance(record, dict):
         raise UnsuitableError(f"must be an object with the fields of an item, is {str(record)[:40]!r}")
-    for needed, parse in FORMS.items():
-        if needed <= record.keys():
-            item = parse(record)
-            if not all(isinstance(text, str) for text in (item.context, *item.choices)):
-                raise UnsuitableError("the context and the choices must be text")
-            return item
-    forms = "; ".join(", ".join(sorted(needed)) for needed in FORMS)
-    raise UnsuitableError(f"has the fields {', '.join(record) or 'of none'}; known are records with {forms}")
+    known = next((known for known in formats if known.fields <= record.keys()), None)
+    if known is None:
+        needed = "; ".join(", ".join(sorted(known.fields)) for known in formats)
+        raise UnsuitableError(f"has the fields {', '.join(record) or 'of none'}; known are records with {needed}")
+    item = known.parse(record)
+    if not all(isinstance(text, str) for text in (item.context, *item.choices)):
+        raise UnsuitableError("the context and the choices must be text")
+    return item
 
 
 def _parse_plain(record: Record) -> Item:
-    """Our own form: `context`, `choices` and `gold`, as they are."""
+    """The plain format: `context`, `choices` and `gold`, as they are."""
     choices = _require_list(record["choices"], "choices")
     return Item(record["context"], choices, _choose(record["gold"], len(choices), "gold"))
 
 
 def _parse_hellaswag(record: Record) -> Item:
-    """HellaSwag (Zellers et al., arXiv:1905.07830): the published form, or `ctx` alone, already put together."""
+    """HellaSwag (Zellers et al., arXiv:1905.07830): the published format, or `ctx` alone, already put together."""
     context = record["ctx"]
     if {"ctx_a", "ctx_b"} <= record.keys():
         context = f"{_require_text(record['ctx_a'])} {_require_text(record['ctx_b']).capitalize()}"
@@ -116,7 +123,7 @@ def _parse_hellaswag(record: Record) -> Item:
 
 
 def _clean_wikihow(text: Any) -> str:
-    """Without the marks that HellaSwag's part from WikiHow has in brackets."""
+    """Return the text without the marks in brackets of HellaSwag's part from WikiHow."""
     text = _require_text(text).strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
@@ -155,16 +162,6 @@ def _parse_lambada(record: Record) -> Item:
     return Item(context, [word], 0)
 
 
-# The forms by the fields that tell them apart.
-FORMS: dict[frozenset[str], Callable[[Record], Item]] = {
-    frozenset({"context", "choices", "gold"}): _parse_plain,
-    frozenset({"ctx", "endings", "label"}): _parse_hellaswag,
-    frozenset({"goal", "sol1", "sol2", "label"}): _parse_piqa,
-    frozenset({"question", "answerKey"}): _parse_arc,
-    frozenset({"text"}): _parse_lambada,
-}
-
-
 def _require_text(value: Any) -> str:
     if not isinstance(value, str):
         raise UnsuitableError(f"{value!r:.40} must be text")
@@ -178,8 +175,15 @@ def _require_list(value: Any, field: str) -> list[Any]:
 
 
 def _choose(label: Any, count: int, field: str) -> int:
-    """The place of the right choice, a number or its digits."""
+    """Return the index of the right choice from a number or its digits."""
     number = int(label) if isinstance(label, str) and label.isdecimal() and len(label) < 10 else label
     if type(number) is not int or not 0 <= number < count:
         raise UnsuitableError(f"{field}={label!r}: must be a whole number from 0 to {count - 1}")
     return number
+
+
+PLAIN = RecordFormat(frozenset({"context", "choices", "gold"}), _parse_plain)
+HELLASWAG = RecordFormat(frozenset({"ctx", "endings", "label"}), _parse_hellaswag)
+PIQA = RecordFormat(frozenset({"goal", "sol1", "sol2", "label"}), _parse_piqa)
+ARC = RecordFormat(frozenset({"question", "answerKey"}), _parse_arc)
+LAMBADA = RecordFormat(frozenset({"text"}), _parse_lambada)

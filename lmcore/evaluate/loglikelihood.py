@@ -1,4 +1,4 @@
-"""How likely a model finds continuations of contexts: what multiple choice and lm-evaluation-harness rest on.
+"""Log-likelihoods of continuations of contexts, for multiple choice and lm-evaluation-harness.
 
 Texts are cut into tokens, and tokens that do not fit into the context are left out, as by lm-evaluation-harness's `hf`
 model (EleutherAI, lm_eval/models/huggingface.py), so that its figures and ours agree item by item.
@@ -53,8 +53,8 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One pair as the model sees it: `tokens` without the last are its input, the last `count` are its targets."""
+class PairInput:
+    """The model's input for a pair, `tokens` without the last one; the last `count` are its targets."""
 
     place: tuple[int, int]  # of the pair: group, and place in it
     tokens: np.ndarray
@@ -70,7 +70,7 @@ class Row:
 class Group:
     """Rows that begin with the same `shared` input tokens, which are no targets' predecessors in any of them."""
 
-    rows: list[Row]
+    rows: list[PairInput]
     shared: int
 
     @property
@@ -103,7 +103,7 @@ def _cut_group(place: int, pairs: Sequence[Pair], context_length: int, batch_siz
     for number, (context, continuation) in enumerate(pairs):
         assert 0 < len(continuation) <= context_length, (len(continuation), context_length)
         tokens = np.array((context + continuation)[-(context_length + 1) :])
-        rows.append(Row((place, number), tokens, len(continuation)))
+        rows.append(PairInput((place, number), tokens, len(continuation)))
     size = _count_rows(max((row.length for row in rows), default=1), batch_size)
     for start in range(0, len(rows), size):
         some = rows[start : start + size]
@@ -115,7 +115,7 @@ def _count_rows(length: int, batch_size: int) -> int:
     return min(batch_size, max(1, TOKENS_AT_ONCE // length))
 
 
-def _count_shared(rows: Sequence[Row]) -> int:
+def _count_shared(rows: Sequence[PairInput]) -> int:
     """Input tokens that all rows begin with; each keeps the one that predicts its first target."""
     if len(rows) == 1:
         return 0
@@ -138,7 +138,7 @@ def _fill_batches(groups: Sequence[Group], batch_size: int) -> Iterator[list[Gro
         yield batch
 
 
-def _score_batch(model: GPT, groups: Sequence[Group]) -> Iterator[tuple[Row, Score]]:
+def _score_batch(model: GPT, groups: Sequence[Group]) -> Iterator[tuple[PairInput, Score]]:
     """One pass over what the groups' rows share, and then the rest of each row, those of one length together."""
     device = model.token_embedding.weight.device
     shared = min(group.shared for group in groups)
@@ -158,7 +158,7 @@ def _score_batch(model: GPT, groups: Sequence[Group]) -> Iterator[tuple[Row, Sco
         rows = rows[size:]
 
 
-def _score_rows(model: GPT, rows: Sequence[Row], shared: int, cache: KeyValueCache | None) -> list[Score]:
+def _score_rows(model: GPT, rows: Sequence[PairInput], shared: int, cache: KeyValueCache | None) -> list[Score]:
     """The rest of some rows, the longest first, after the `shared` tokens that the cache holds of each."""
     device = model.token_embedding.weight.device
     time = rows[0].length - shared

@@ -1,4 +1,4 @@
-"""Multiple choice: how often the continuation that a model finds likeliest is the right one, with its error."""
+"""Accuracy of a model on multiple-choice benchmarks, with standard errors."""
 
 import math
 import time
@@ -11,7 +11,7 @@ import numpy as np
 
 from lmcore.errors import DataError
 from lmcore.evaluate.benchmark_formats import Item, read_items
-from lmcore.evaluate.benchmarks import SuiteFile
+from lmcore.evaluate.benchmarks import BenchmarkFile
 from lmcore.evaluate.loglikelihood import Pair, Score, encode_pair, score_pairs
 from lmcore.model.gpt import GPT
 from lmcore.model.vocabulary import require_vocabulary
@@ -25,10 +25,10 @@ DECIMALS = 6
 LARGEST_LOSS = 700  # in nats; what e to it would be is no number any more
 
 
-def measure_suite(
-    model: GPT, tokenizer: Tokenizer, suite: SuiteFile, max_items: int | None, batch_size: int = PAIRS_AT_ONCE
+def measure_benchmark(
+    model: GPT, tokenizer: Tokenizer, benchmark: BenchmarkFile, max_items: int | None, batch_size: int = PAIRS_AT_ONCE
 ) -> dict[str, Any]:
-    """The metrics of one benchmark, of its first `max_items` items or of all.
+    """Return the metrics of one benchmark, of its first `max_items` items or of all.
 
     `accuracy`: how often the likeliest choice is the right one; `accuracy_normalised`: the one that is likeliest per
     character, which is lm-evaluation-harness's acc_norm. Of items with one choice: `accuracy`, how often greedy
@@ -37,32 +37,33 @@ def measure_suite(
     suitable items, ArtifactError for another's tokenizer.
     """
     require_vocabulary(model, tokenizer)
-    tally = Tally()
+    scored = BenchmarkScores()
     started = last_line = time.monotonic()
-    for some in _batch(islice(read_items(suite.path), max_items), ITEMS_AT_ONCE):
-        if len({len(item.choices) > 1 for item in some} | tally.kinds) > 1:
-            raise DataError(f"{suite.path} has items with one choice and items with several: give two files")
+    for some in _batch(islice(read_items(benchmark.path, benchmark.formats), max_items), ITEMS_AT_ONCE):
+        if len({len(item.choices) > 1 for item in some} | scored.kinds) > 1:
+            raise DataError(f"{benchmark.path} has items with one choice and items with several: give two files")
         pairs = [encode_item(tokenizer, item) for item in some]
         obstacles = [find_obstacle(choices, model.params.context_length) for choices in pairs]
-        tally.skipped.update(obstacle for obstacle in obstacles if obstacle)
+        scored.skipped.update(obstacle for obstacle in obstacles if obstacle)
         kept = [at for at, obstacle in enumerate(obstacles) if obstacle is None]
         for at, scores in zip(kept, score_pairs(model, [pairs[at] for at in kept], batch_size), strict=True):
-            tally.add(some[at], scores)
+            scored.add(some[at], scores)
         if (now := time.monotonic()) - last_line >= PLAIN_LINE_SECONDS:
             last_line = now
-            say(f"{suite.name}: {tally.items:,} items, {tally.items / (now - started):,.1f} items/s")
-    if not tally.items:
-        raise DataError(f"{suite.path}: none of its items can be measured ({_show(tally.skipped)}): give another file")
-    return {**tally.describe(), "sha256": suite.sha256}
+            say(f"{benchmark.name}: {scored.items:,} items, {scored.items / (now - started):,.1f} items/s")
+    if not scored.items:
+        reasons = ", ".join(f"{count:,}: {reason}" for reason, count in scored.skipped.items())
+        raise DataError(f"{benchmark.path}: none of its items can be measured ({reasons}): give another file")
+    return {**scored.describe(), "sha256": benchmark.sha256}
 
 
 def encode_item(tokenizer: Tokenizer, item: Item) -> list[Pair]:
-    """The context with each choice, as tokens."""
+    """Return the context with each choice, as tokens."""
     return [encode_pair(tokenizer, item.context, DELIMITER + choice) for choice in item.choices]
 
 
 def find_obstacle(pairs: Sequence[Pair], context_length: int) -> str | None:
-    """Why an item cannot be measured, if so."""
+    """Return the reason for which an item cannot be measured, None without one."""
     if any(not pair.continuation for pair in pairs):
         return "choice_without_token"
     if any(len(pair.continuation) > context_length for pair in pairs):
@@ -70,25 +71,25 @@ def find_obstacle(pairs: Sequence[Pair], context_length: int) -> str | None:
     return None
 
 
-def measure_suites(
-    model: GPT, tokenizer: Tokenizer, suites: Sequence[SuiteFile], max_items: int | None
+def measure_benchmarks(
+    model: GPT, tokenizer: Tokenizer, benchmarks: Sequence[BenchmarkFile], max_items: int | None
 ) -> dict[str, Any]:
-    """The metric `suites`, `measure_suite` of each by its name; nothing without any."""
-    figures = {suite.name: measure_suite(model, tokenizer, suite, max_items) for suite in suites}
+    """Return the metric `suites`, `measure_benchmark` of each by its name; nothing without any."""
+    figures = {benchmark.name: measure_benchmark(model, tokenizer, benchmark, max_items) for benchmark in benchmarks}
     return {"suites": figures} if figures else {}
 
 
-class Tally:
-    """What the items' scores come to."""
+class BenchmarkScores:
+    """Sums the scores of items to metrics."""
 
     def __init__(self) -> None:
-        self.kinds: set[bool] = set()  # whether an item has several choices
+        self.kinds: set[bool] = set()  # True for items with several choices
         self.skipped: Counter[str] = Counter()
         self.items = self.right = self.right_normalised = 0
         self.nats, self.squared_nats = 0.0, 0.0  # of the right choices
 
     def add(self, item: Item, scores: Sequence[Score]) -> None:
-        """One item with the score of each of its choices."""
+        """Add an item with the score of each of its choices."""
         self.items += 1
         self.kinds.add(len(scores) > 1)
         if len(scores) == 1:
@@ -100,13 +101,12 @@ class Tally:
         lengths = np.array([len(choice) for choice in item.choices], dtype=float)
         with np.errstate(divide="ignore"):  # nothing is the least likely per character
             normalised = loglikelihoods / lengths
-        self.right += (
-            int(loglikelihoods.argmax()) == item.gold
-        )  # of equal ones the first, as lm-evaluation-harness does
+        # Of equal ones the first, as by lm-evaluation-harness.
+        self.right += int(loglikelihoods.argmax()) == item.gold
         self.right_normalised += int(normalised.argmax()) == item.gold
 
     def describe(self) -> dict[str, Any]:
-        """The metrics."""
+        """Return the metrics."""
         figures: dict[str, Any] = {"items": self.items, "skipped": dict(sorted(self.skipped.items()))}
         figures |= _describe_share("accuracy", self.right, self.items)
         if self.kinds == {True}:
@@ -135,7 +135,3 @@ def _batch(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     items = iter(items)
     while some := list(islice(items, size)):
         yield some
-
-
-def _show(skipped: Counter[str]) -> str:
-    return ", ".join(f"{count:,}: {reason}" for reason, count in skipped.items())

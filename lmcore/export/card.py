@@ -1,4 +1,4 @@
-"""The model card: what the exported model is, how to load it, what it measures and what it was made from."""
+"""The model card: usage, metrics, parameters, lineage and licence of the exported model."""
 
 import json
 import re
@@ -22,7 +22,7 @@ HUB_LICENCES = (
 # How a document of a corpus may begin, for the example; elsewhere the model begins by itself.
 OPENINGS = {"stdlib": "import ", "tinyshakespeare": "ROMEO:"}
 
-# What a baseline's name stands for, as evaluate measures it.
+# The baselines of the evaluate stage in words.
 BASELINES = {
     "gzip": "gzip -9",
     "xz": "xz -9",
@@ -75,7 +75,7 @@ was done here to make its words true or safe, and it may repeat passages that it
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card is written from.
+    """The contents of a card.
 
     `corpus` is the download's manifest, `lineage` the model's lineage.json, `figures` metrics by the stage's name,
     `gguf` and `curve` the names of that file and of the training's picture beside the card, if there are such.
@@ -124,7 +124,7 @@ def render_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    """What the Hugging Face hub reads (https://huggingface.co/docs/hub/model-cards)."""
+    """Return the metadata for the Hugging Face hub (https://huggingface.co/docs/hub/model-cards)."""
     values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if repository := next((base["repository"] for base in _bases(facts) if "repository" in base), None):
         values["base_model"] = repository
@@ -142,8 +142,10 @@ def _summary(facts: CardFacts) -> str:
     export = facts.figures["export"]
     names = " and ".join(f"`{name}`" for name in _names(facts))
     corpus = f" on the corpus {names}" if names else ""
+    base = _base(facts)
+    made = "trained from scratch" if base is None else f"fine-tuned from `{base}`"
     return (
-        f"A language model of {export['parameters']:,} parameters, {_manner(facts)}{corpus} with lmcore and "
+        f"A language model of {export['parameters']:,} parameters, {made}{corpus} with lmcore and "
         f"exported as `{export['architecture']}`."
     )
 
@@ -217,11 +219,6 @@ def _base(facts: CardFacts) -> str | None:
     if not origin:
         return None
     return f"{origin['repository']}@{origin['commit']}" if "repository" in origin else str(origin["weights"])[:12]
-
-
-def _manner(facts: CardFacts) -> str:
-    base = _base(facts)
-    return "trained from scratch" if base is None else f"fine-tuned from `{base}`"
 
 
 def _names(facts: CardFacts) -> list[str]:

@@ -4,14 +4,13 @@ import reprlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.export.card import CardFacts, render_card
-from lmcore.export.llama_cpp import Numbers, name_file, write_gguf
+from lmcore.export.llama_cpp import name_file, write_gguf
 from lmcore.export.params import ExportParams
 from lmcore.export.transformers_reference import (
     compute_ours,
@@ -55,16 +54,16 @@ def export_model(
         raise ArtifactError(f"{curve} is missing: run dvc repro train")
     model, tokenizer = load_model(model_folder).without_masks(), load_tokenizer(model_folder)
     architecture = require_architecture(model.params)
-    transformers = import_transformers()
     lineage = read_lineage(model_folder)
     with write_folder(out) as folder:
-        write_hugging_face(transformers, model, architecture, params.dtype, tokenizer, folder)
-        compare_tokenizers(transformers, tokenizer, model.vocab_size, folder)
+        write_hugging_face(model, architecture, params.dtype, tokenizer, folder)
+        compare_tokenizers(tokenizer, model.vocab_size, folder)
+        gguf = folder / name_file(params.name)
         metrics = {
             "architecture": MODEL_CLASSES[architecture],
             "parameters": model.count_parameters(),
             "bytes": (folder / WHOLE).stat().st_size,
-            **(_write_gguf(params.gguf, params.name, model, architecture, tokenizer, folder) if params.gguf else {}),
+            **(write_gguf(model, architecture, tokenizer, params.gguf, params.name, gguf) if params.gguf else {}),
             "max_abs_logit_difference": compare_logits(model, params.dtype, folder),
         }
         facts = CardFacts(
@@ -73,7 +72,7 @@ def export_model(
             model=model.params,
             vocab_size=model.vocab_size,
             tokenizer=tokenizer.kind,
-            gguf=name_file(params.name) if params.gguf else None,
+            gguf=gguf.name if params.gguf else None,
             dtype=params.dtype,
             weights=sha256_file(model_folder / "model.safetensors"),
             corpus={} if "tokenized" in lineage else corpus,  # the download's text is not what it was trained on
@@ -87,27 +86,9 @@ def export_model(
     return metrics
 
 
-def _write_gguf(
-    numbers: Numbers, name: str, model: GPT, architecture: Architecture, tokenizer: Tokenizer, folder: Path
-) -> dict[str, Any]:
-    return write_gguf(model, architecture, tokenizer, numbers, name, folder / name_file(name))
-
-
-def write_hugging_face(
-    transformers: ModuleType, model: GPT, architecture: Architecture, dtype: str, tokenizer: Tokenizer, folder: Path
-) -> None:
-    """All that transformers needs: its configs, the weights rounded to `dtype`, the tokenizer."""
-    write_configs(transformers, model, architecture, dtype, tokenizer, folder)
-    weights = named_weights(model, architecture)
-    write_weights(folder / WHOLE, weights, getattr(torch, dtype), metadata={"format": "pt"})
-    tokenizer.save(folder)
-
-
-def write_configs(
-    transformers: ModuleType, model: GPT, architecture: Architecture, dtype: str, tokenizer: Tokenizer, folder: Path
-) -> None:
-    """config.json, generation_config.json and tokenizer_config.json."""
-    end_of_text = tokenizer.end_of_text
+def write_hugging_face(model: GPT, architecture: Architecture, dtype: str, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write all that transformers needs: its configs, the weights rounded to `dtype`, the tokenizer."""
+    transformers, end_of_text = import_transformers(), tokenizer.end_of_text
     ends = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
     config = transformers.AutoConfig.for_model(
         architecture, dtype=dtype, **ends, **config_values(model.params, model.vocab_size, architecture)
@@ -126,11 +107,14 @@ def write_configs(
         "clean_up_tokenization_spaces": False,
     }
     write_json(folder / "tokenizer_config.json", tokenizer_config)
+    weights = named_weights(model, architecture)
+    write_weights(folder / WHOLE, weights, getattr(torch, dtype), metadata={"format": "pt"})
+    tokenizer.save(folder)
 
 
-def compare_tokenizers(transformers: ModuleType, tokenizer: Tokenizer, vocab_size: int, folder: Path) -> None:
+def compare_tokenizers(tokenizer: Tokenizer, vocab_size: int, folder: Path) -> None:
     """Raise ArtifactError where the tokenizer that transformers loads from `folder` differs from ours."""
-    exported = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    exported = import_transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
     pairs: list[tuple[str, object, object]] = [
         ("the vocabulary size", max(exported.get_vocab().values()) + 1, vocab_size),
         (f"the id of {END_OF_TEXT}", exported.eos_token_id, tokenizer.end_of_text),
@@ -153,7 +137,7 @@ def compare_tokenizers(transformers: ModuleType, tokenizer: Tokenizer, vocab_siz
 
 
 def require_architecture(params: ModelParams) -> Architecture:
-    """The architecture that such a model is exported as. Raises ParameterError, with the way out, for none."""
+    """Return the architecture of an exported model. Raises ParameterError, with the remedy, for none."""
     architecture = hugging_face_architecture(params)
     if architecture is None:
         raise ParameterError(f"{explain_misfit(params)}, and train again")
@@ -161,7 +145,7 @@ def require_architecture(params: ModelParams) -> Architecture:
 
 
 def compare_logits(model: GPT, dtype: str, folder: Path) -> float:
-    """The largest absolute difference between our logits and those of the model in `folder`, to three digits.
+    """Return the largest absolute difference between lmcore's logits and those of `folder`'s model, to three digits.
 
     For `dtype` float32 it is rounding in another order of operations; otherwise what rounding the weights costs. Raises
     ArtifactError when the weights do not load one to one, or when the two differ with equally rounded weights. The

@@ -1,4 +1,4 @@
-"""The trained model as one GGUF file, which llama.cpp runs; read again and compared before it is there.
+"""Export to one GGUF file for llama.cpp, which is read again and compared before it appears.
 
 After llama.cpp's own convert_hf_to_gguf.py: names of tensors from the gguf package, keys of the architectures.
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,18 +24,34 @@ from lmcore.model.hf_mapping import named_weights, turn
 from lmcore.model.params import ModelParams
 from lmcore.tokenizer.base import Tokenizer
 
-Numbers = Literal["f32", "f16", "q8_0"]
-# Most that rounding takes from a number, of its matrix's largest: f16 has eleven bits; q8_0 127 steps, whose size, in
-# f16, is rounded too. The second is what f16 has no smaller number for.
-ROUNDING = {"F32": 0.0, "F16": 2.0**-11, "Q8_0": 0.51 / 127 + 2.0**-11}
-SMALLEST = {"F32": 0.0, "F16": 2.0**-24, "Q8_0": 127 * 2.0**-24}
 PART_NUMBERS = 1 << 18
 
 
-class Piece(NamedTuple):
-    """A tensor of the file: its name, our weight, and the type that its numbers are written as, by its name.
+class GgufType(NamedTuple):
+    """A type of the numbers of a matrix, with its number in llama.cpp's LLAMA_FTYPE.
 
-    With a `head_width` its rows are written as llama.cpp's `llama` turns them.
+    Rounding changes a number by at most `rounding` of the matrix's largest one plus `smallest`, the least that the type
+    can represent. A row must be a multiple of `block` long.
+    """
+
+    file_type: int
+    rounding: float
+    smallest: float
+    block: int = 1
+
+
+# The values of `export.gguf`. f16 has eleven bits; q8_0 has 127 steps, whose size, in f16, is rounded too.
+GGUF_TYPES = {
+    "f32": GgufType(0, 0.0, 0.0),
+    "f16": GgufType(1, 2.0**-11, 2.0**-24),
+    "q8_0": GgufType(7, 0.51 / 127 + 2.0**-11, 127 * 2.0**-24, block=32),
+}
+
+
+class Piece(NamedTuple):
+    """A tensor of the file: its name, the model's weight, and the name of its type in GGUF_TYPES.
+
+    With a `head_width` its rows are written in the order of llama.cpp's `llama`.
     """
 
     name: str
@@ -45,13 +61,13 @@ class Piece(NamedTuple):
 
     @property
     def numbers(self) -> NDArray[np.float32]:
-        """In llama.cpp's order of rows."""
+        """The numbers in llama.cpp's order of rows."""
         rows = self.weight if self.head_width is None else interleave(self.weight, self.head_width)
         return np.ascontiguousarray(rows.numpy())
 
 
 def import_gguf() -> ModuleType:
-    """The optional library."""
+    """Return the optional library."""
     try:
         import gguf
     except ImportError:
@@ -61,42 +77,40 @@ def import_gguf() -> ModuleType:
 
 
 def name_file(name: str) -> str:
-    """The file's name for a model's: `My model/2` -> `My-model-2.gguf`."""
+    """Return the file's name for a model's: `My model/2` -> `My-model-2.gguf`."""
     return (re.sub(r"[^\w.]+", "-", name).strip("-.") or "model") + ".gguf"
 
 
 def write_gguf(
-    model: GPT, architecture: Architecture, tokenizer: Tokenizer, numbers: Numbers, name: str, path: Path
+    model: GPT, architecture: Architecture, tokenizer: Tokenizer, numbers: str, name: str, path: Path
 ) -> dict[str, Any]:
-    """Write `path`, one tensor after the other, and read it again: the metrics of what was written.
+    """Write `path`, one tensor after the other, read it again, and return the metrics.
 
-    The same model gives the same bytes. Matrices are written as `numbers`, in `q8_0` those as f16 whose rows are no
-    multiple of 32 long; norms, biases and learned positions in fp32, as llama.cpp wants them. Raises ParameterError
-    for a tokenizer that llama.cpp has not, ArtifactError where the file does not hold our weights, LmcoreError
-    without gguf.
+    The same model gives the same bytes. Matrices are written as `numbers`, those as f16 whose rows are no multiple of
+    its block long; norms, biases and learned positions in fp32, as llama.cpp needs them. Raises ParameterError for a
+    tokenizer that llama.cpp lacks, ArtifactError where the file does not hold the model's weights, LmcoreError without
+    gguf.
     """
     gguf = import_gguf()
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(name)
-    writer.add_file_type({"f32": 0, "f16": 1, "q8_0": 7}[numbers])
-    if numbers == "q8_0":
+    writer.add_file_type(GGUF_TYPES[numbers].file_type)
+    if GGUF_TYPES[numbers].block > 1:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_shape(writer, model.params, architecture)
     writer.add_vocab_size(model.vocab_size)
     add_tokenizer(writer, tokenizer)
     pieces = list(list_pieces(gguf, model, architecture, numbers))
     for piece in pieces:
-        shape, kind = tuple(piece.weight.shape), gguf.GGMLQuantizationType[piece.type]
-        stored = np.dtype({"F32": np.float32, "F16": np.float16, "Q8_0": np.uint8}[piece.type])
-        if piece.type == "Q8_0":
-            shape = gguf.quant_shape_to_byte_shape(shape, kind)
-        writer.add_tensor_info(piece.name, shape, stored, math.prod(shape) * stored.itemsize, kind)
+        kind = gguf.GGMLQuantizationType[piece.type.upper()]
+        shape = gguf.quant_shape_to_byte_shape(tuple(piece.weight.shape), kind)
+        writer.add_tensor_info(piece.name, shape, np.dtype(np.uint8), math.prod(shape), kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for piece in pieces:
-        kind, data = gguf.GGMLQuantizationType[piece.type], piece.numbers
-        if piece.type != "F32":
+        kind, data = gguf.GGMLQuantizationType[piece.type.upper()], piece.numbers
+        if piece.type != "f32":
             data = np.concatenate([gguf.quantize(part, kind) for part in cut(data)])
         writer.write_tensor_data(data)
     writer.close()
@@ -105,7 +119,7 @@ def write_gguf(
 
 
 def add_shape(writer: Any, params: ModelParams, architecture: Architecture) -> None:
-    """The keys from which llama.cpp builds the network."""
+    """Add the keys from which llama.cpp builds the network."""
     writer.add_context_length(params.context_length)
     writer.add_embedding_length(params.d_model)
     writer.add_block_count(params.n_layers)
@@ -122,8 +136,8 @@ def add_shape(writer: Any, params: ModelParams, architecture: Architecture) -> N
     writer.add_layer_norm_rms_eps(params.epsilon("rmsnorm"))
 
 
-def list_pieces(gguf: ModuleType, model: GPT, architecture: Architecture, numbers: Numbers) -> Iterator[Piece]:
-    """The tensors in llama.cpp's names and order of rows; views of the weights where that is possible."""
+def list_pieces(gguf: ModuleType, model: GPT, architecture: Architecture, numbers: str) -> Iterator[Piece]:
+    """Yield the tensors with llama.cpp's names and order of rows; views of the weights where that is possible."""
     arch = {"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA, "qwen3": gguf.MODEL_ARCH.QWEN3}[architecture]
     names = gguf.get_tensor_name_map(arch, model.params.n_layers)
     for their, weight in named_weights(model, architecture).items():
@@ -135,28 +149,28 @@ def list_pieces(gguf: ModuleType, model: GPT, architecture: Architecture, number
 
 
 def interleave(rows: Tensor, width: int) -> Tensor:
-    """Queries' or keys' rows with the pairs (i, i + W/2) of each head side by side, as (2i, 2i + 1)."""
+    """Return queries' or keys' rows with the pairs (i, i + W/2) of each head side by side, as (2i, 2i + 1)."""
     heads: Tensor = rows.unflatten(0, (-1, 2, width // 2))
     return heads.transpose(1, 2).flatten(0, 2)
 
 
-def choose_type(name: str, rows: Tensor, numbers: Numbers) -> str:
-    """What llama.cpp's converter would write it as."""
+def choose_type(name: str, rows: Tensor, numbers: str) -> str:
+    """Return the type that llama.cpp's converter would choose for a tensor."""
     if rows.dim() == 1 or name == "position_embd.weight":
-        return "F32"
-    return "F16" if numbers == "q8_0" and rows.shape[1] % 32 else numbers.upper()
+        return "f32"
+    return "f16" if rows.shape[1] % GGUF_TYPES[numbers].block else numbers
 
 
 def cut(numbers: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """Views of some rows each: gguf works on all that it is given at once, with several copies of it."""
+    """Return views of some rows each: gguf works on all that it is given at once, with several copies of it."""
     rows = max(1, PART_NUMBERS // (numbers.size // len(numbers)))
     return [numbers[start : start + rows] for start in range(0, len(numbers), rows)]
 
 
 def compare_weights(gguf: ModuleType, pieces: list[Piece], path: Path) -> float:
-    """The largest absolute difference between our weights and those that gguf's own reader finds, to three digits.
+    """Return the largest absolute difference between the weights and those of gguf's own reader, to three digits.
 
-    Raises ArtifactError where they are others, or differ by more than rounding.
+    Raises ArtifactError for other tensors, and for a difference that rounding does not explain.
     """
     reader = gguf.GGUFReader(path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -164,14 +178,14 @@ def compare_weights(gguf: ModuleType, pieces: list[Piece], path: Path) -> float:
         raise ArtifactError(f"{path.name}: gguf reads other tensors than were written ({', '.join(wrong[:3])})")
     largest = 0.0
     for piece in pieces:
-        tensor, numbers, start, difference = tensors[piece.name], piece.numbers, 0, 0.0
-        most = 0.0
+        tensor, numbers, kind = tensors[piece.name], piece.numbers, GGUF_TYPES[piece.type]
+        start, difference, most = 0, 0.0, 0.0
         for part in cut(numbers):
             read = gguf.dequantize(tensor.data[start : start + len(part)], tensor.tensor_type)
             difference = max(difference, float(np.abs(read.reshape(part.shape) - part).max()))
             start, most = start + len(part), max(most, float(np.abs(part).max()))
             reader.data.base.madvise(mmap.MADV_DONTNEED)  # else the whole file would be in memory beside the model
-        allowed = ROUNDING[piece.type] * most + SMALLEST[piece.type]
+        allowed = kind.rounding * most + kind.smallest
         if not difference <= allowed:
             raise ArtifactError(
                 f"{path.name}: {piece.name} read by gguf differs by {difference:.3g}, and rounding to {piece.type} "

@@ -1,16 +1,16 @@
 """Parameters of the export stage."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lmcore.export.llama_cpp import Numbers
-from lmcore.params import Section
+from lmcore.export.llama_cpp import GGUF_TYPES
+from lmcore.params import Section, choice
 
 
 class ExportParams(Section):
-    """What the exported model is called, the type of its numbers, and that of a GGUF file's beside it, if any."""
+    """The name of the exported model, the type of its numbers, and that of a GGUF file beside it, if any."""
 
     name: str = Field(default="lmcore-stdlib", min_length=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    gguf: Numbers | None = None
+    gguf: Annotated[str, choice(GGUF_TYPES)] | None = None

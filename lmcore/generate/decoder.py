@@ -1,9 +1,10 @@
-"""The decoding engine: many texts side by side, each with its own prompt, length, settings and seed, token by token."""
+"""Batched decoding with a KV cache: each sequence has its own prompt, length, sampling parameters and seed."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,18 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmcore.generate.compiled_step import CompiledStep
-from lmcore.generate.prompt_lookup import DraftSource, OpenDrafts
+from lmcore.generate.prompt_lookup import PromptLookup
 from lmcore.generate.sampling import Sampling, choose
 from lmcore.model.gpt import GPT
+from lmcore.model.params import ModelParams
 from lmcore.model.tidar import Layout
 
 
 @dataclass(frozen=True)
 class Request:
-    """A text to go on with: `prompt` (tokens, at least one), how far and how, and the seed that decides its draws.
+    """A `prompt` (tokens, at least one) to continue, the sampling parameters, and the seed that decides its draws.
 
-    `logprobs` asks for the log-probabilities of the chosen token and of so many likeliest ones. `stop` are texts that
-    end it, which whoever makes text of the tokens looks for.
+    `logprobs` asks for the log-probabilities of the chosen token and of so many likeliest ones. `stop` are the texts
+    that end it; `text_stream` looks for them, the decoder does not.
     """
 
     prompt: Sequence[int]
@@ -35,9 +37,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """One new token of the text `key`; after the last one (`is_last`) nothing follows.
+    """One new token of the sequence `key`; after the last one (`is_last`) nothing follows.
 
-    `logprob` is the model's own, in nats, before any setting; `likeliest` are (token, logprob), the best first.
+    `logprob` is the model's own, in nats, before temperature and limits; `likeliest` are (token, logprob), best first.
     """
 
     key: int
@@ -52,32 +54,33 @@ Measure = tuple[float | None, tuple[tuple[int, float], ...]]
 
 
 @dataclass
-class Row:
-    """A text in work, in the cache's row of the same place: what the model sees of it but for the last token."""
+class ActiveSequence:
+    """A sequence that is being decoded. The cache's row of the same index holds what the model attends to."""
 
     key: int
     request: Request
     tokens: list[int]
     draws: NDArray[np.float64]  # (max_new_tokens,), one for each new token, whatever else is decoded
-    drafts: DraftSource | None
-    start: int = 0  # of what the model sees, in `tokens`
+    lookup: PromptLookup = field(default_factory=PromptLookup)
+    draft: list[int] = field(default_factory=list)  # TiDAR's draft tokens for the next step
+    start: int = 0  # of what the model attends to, in `tokens`
 
     @property
     def new(self) -> int:
-        """How many tokens have been chosen."""
+        """The number of tokens that have been chosen."""
         return len(self.tokens) - len(self.request.prompt)
 
     @property
     def length(self) -> int:
-        """Of what the model sees."""
+        """The number of tokens that the model attends to."""
         return len(self.tokens) - self.start
 
 
 @dataclass
-class Tally:
-    """What drafting gave: `tokens` came out of `forwards` of a row, `drafted` of them were proposed before.
+class DecodingStats:
+    """The yield of speculative decoding: `tokens` from `forwards` of single sequences, draft tokens and accepted ones.
 
-    `given` counts the forwards that gave so many tokens.
+    `given` counts the forwards by the number of tokens that they gave.
     """
 
     forwards: int = 0
@@ -88,13 +91,16 @@ class Tally:
 
 
 class Decoder:
-    """Up to `batch` texts at once; one that ends makes room for the next at any time (continuous batching).
+    """Decodes up to `batch` sequences at once; one that ends makes room for the next (continuous batching).
 
-    A text that is longer than the context, or has filled it, goes on from its last context_length // 2 tokens. Ids
-    outside of `allowed` (tokens, None: all) are never chosen. `capacity` is the longest text that there will be, prompt
-    included (None: a context). A text is the same whatever else is decoded beside it, with or without drafts, but for
-    rounding: products over more rows add in another order.
+    A sequence that is longer than the context, or has filled it, continues from its last context_length // 2 tokens.
+    Ids outside of `allowed` (tokens, None: all) are never chosen. `capacity` is the length of the longest sequence,
+    prompt included (None: a context). With `draft_tokens` prompt lookup proposes so many, and one forward verifies
+    them. A sequence is the same whatever else is decoded beside it, with or without draft tokens, but for rounding:
+    products over more rows add in another order.
     """
+
+    drafts_by_itself: ClassVar[bool] = False  # without `draft_tokens`
 
     def __init__(
         self,
@@ -103,7 +109,6 @@ class Decoder:
         batch: int,
         end_of_text: int,
         allowed: Iterable[int] | None = None,
-        open_drafts: OpenDrafts | None = None,
         draft_tokens: int = 0,
         capacity: int | None = None,
         compile: bool = False,  # noqa: A002
@@ -112,107 +117,112 @@ class Decoder:
         params, weight = model.params, model.token_embedding.weight
         self.model, self.batch, self.end_of_text = model, batch, end_of_text
         self.device, self.context_length = weight.device, params.context_length
-        self.open_drafts, self.draft_tokens = open_drafts, draft_tokens
-        self.rows: list[Row] = []
-        self.tally = Tally()
+        self.draft_tokens, self.stats = draft_tokens, DecodingStats()
+        self.active: list[ActiveSequence] = []
         self.forbidden = torch.zeros(model.vocab_size, dtype=torch.bool)
         if allowed is not None:
             self.forbidden = ~self.forbidden.index_fill(0, torch.tensor(sorted(allowed)), True)
         self.forbidden = self.forbidden.nonzero().flatten().to(self.device)
         self.capacity = min(params.context_length, capacity or params.context_length)
-        self.cache = model.build_cache(batch, self.capacity, self.scratch)
+        self.cache = model.build_cache(batch, self.capacity, self.count_scratch(params))
         forwards = self.list_forwards() if compile else ()
         self.compiled = {count: CompiledStep(model, self.cache, layout) for count, layout in forwards}
 
-    @property
-    def scratch(self) -> int:
-        """Places in the cache behind a text for what is no part of it."""
+    @classmethod
+    def count_scratch(cls, params: ModelParams) -> int:  # noqa: ARG003
+        """Return the positions of the cache behind a sequence for what is no part of it."""
         return 0
 
+    @classmethod
+    def count_row_bytes(cls, model: GPT, capacity: int) -> int:
+        """Return the memory of a sequence of `capacity` tokens."""
+        params = model.params
+        return 8 * params.n_layers * (capacity + cls.count_scratch(params)) * params.kv_heads * params.head_width
+
     def list_forwards(self) -> list[tuple[int, Layout | None]]:
-        """How many new tokens of a row a forward may have, and how they see each other."""
+        """Return the numbers of new tokens that a forward may have per sequence, each with its attention layout."""
         return [(time, None) for time in sorted({1, 1 + self.draft_tokens})]
 
     def decode(self, requests: Iterable[Request]) -> Iterator[Token]:
-        """The tokens of all `requests`, as they come; a request's place in the list is its tokens' `key`.
+        """Yield the tokens of all `requests` as they come; a request's index is its tokens' `key`.
 
-        What is left when nobody wants more of them is given up.
+        Closing the iterator cancels the rest.
         """
-        assert not self.rows, "another list is being decoded"
+        assert not self.active, "another list is being decoded"
         waiting = enumerate(requests)
         try:
             while True:
-                for key, request in islice(waiting, self.batch - len(self.rows)):
+                for key, request in islice(waiting, self.batch - len(self.active)):
                     self.admit(key, request)
-                if not self.rows:
+                if not self.active:
                     return
                 yield from self.step()
         finally:
-            self.rows.clear()
+            self.active.clear()
 
     @torch.inference_mode()
     def admit(self, key: int, request: Request) -> None:
-        """Take a text in: all of its prompt but the last token is read. There must be room (`rows` < `batch`)."""
-        assert len(self.rows) < self.batch
+        """Add a sequence, for which there must be room, and read all of its prompt but the last token."""
+        assert len(self.active) < self.batch
         assert request.prompt
         assert request.max_new_tokens > 0
         generator = torch.Generator().manual_seed(request.seed)
         draws = torch.rand(request.max_new_tokens, generator=generator, dtype=torch.float64).numpy()
-        row = Row(key, request, list(request.prompt), draws, self.open_drafts and self.open_drafts())
-        self.rows.append(row)
-        if len(row.tokens) > self.context_length:
-            self._move_window(row)
+        sequence = ActiveSequence(key, request, list(request.prompt), draws)
+        self.active.append(sequence)
+        if len(sequence.tokens) > self.context_length:
+            self._move_window(sequence)
             return
-        for source, other in enumerate(self.rows[:-1]):
+        for row, other in enumerate(self.active[:-1]):
             if other.start == 0 and other.request.prompt == request.prompt:
-                self.cache.copy_row(source, len(self.rows) - 1, len(row.tokens) - 1)
+                self.cache.copy_row(row, len(self.active) - 1, len(sequence.tokens) - 1)
                 return
-        self._read(row)
+        self._read(sequence)
 
     def cancel(self, key: int) -> None:
-        """Give up the text `key`, if it is still in work."""
-        for place, row in enumerate(self.rows):
-            if row.key == key:
-                self._remove(place)
+        """Remove the sequence `key` if it is active."""
+        for row, sequence in enumerate(self.active):
+            if sequence.key == key:
+                self._remove(row)
                 return
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
-        """One forward of all rows: a new token of each, and those drafts that turned out right."""
-        for row in self.rows:
-            if row.length > self.context_length:
-                self._move_window(row)
-        drafts = [self._draft(row) for row in self.rows]
-        starts = [row.length - 1 for row in self.rows]
+        """Run one forward of all active sequences: each gets a new token after those draft tokens that were right."""
+        for sequence in self.active:
+            if sequence.length > self.context_length:
+                self._move_window(sequence)
+        drafts = [self._draft(sequence) for sequence in self.active]
+        starts = [sequence.length - 1 for sequence in self.active]
         time = 1 + (self.draft_tokens if self.compiled and any(drafts) else max(map(len, drafts)))
         time = min(time, self.capacity - max(starts))
         drafts = [draft[: time - 1] for draft in drafts]
-        unread = [[row.tokens[-1], *draft] for row, draft in zip(self.rows, drafts, strict=True)]
+        unread = [[sequence.tokens[-1], *draft] for sequence, draft in zip(self.active, drafts, strict=True)]
         unread = [some + [0] * (time - len(some)) for some in unread]
         logits = self._compute_logits(unread, starts)  # (B, T, V)
-        chosen = [keep_right(*pair) for pair in zip(drafts, self._choose(logits, drafts), strict=True)]
-        measured = measure_logprobs(logits, chosen, [row.request.logprobs for row in self.rows])
+        chosen = [accept(*pair) for pair in zip(drafts, self._choose(logits, drafts), strict=True)]
+        measured = measure_logprobs(logits, chosen, [sequence.request.logprobs for sequence in self.active])
         new: list[Token] = []
-        for row, draft, tokens, measures in zip(self.rows, drafts, chosen, measured, strict=True):
-            new += self._take(row, draft, tokens, measures)
+        for sequence, draft, tokens, measures in zip(self.active, drafts, chosen, measured, strict=True):
+            new += self._append(sequence, draft, tokens, measures)
         self._look_ahead(chosen)
         ended = {token.key for token in new if token.is_last}
-        for place in reversed(range(len(self.rows))):
-            if self.rows[place].key in ended:
-                self._remove(place)
+        for row in reversed(range(len(self.active))):
+            if self.active[row].key in ended:
+                self._remove(row)
         return new
 
     def _look_ahead(self, chosen: list[list[int]]) -> None:
-        """Take from a forward that has `chosen` what is of use for the next one."""
+        """Prepare the next step after a forward that gave the `chosen` tokens."""
 
     def _compute_logits(self, unread: list[list[int]], starts: list[int], layout: Layout | None = None) -> Tensor:
-        """The scores (B, T, V) that follow each of the `unread` (B, T), which come after the first `starts` tokens.
+        """Return the logits (B, T, V) after each of the `unread` (B, T), which follow the first `starts` tokens.
 
-        One after the other, or as a `layout` says.
+        One after the other, or in a `layout`.
         """
         time = len(unread[0])
         if step := self.compiled.get(time):
-            # It computes all rows always; what it writes into those at rest is written over.
+            # It computes all rows; what it writes into unused ones is overwritten later.
             rest = self.batch - len(unread)
             tokens = torch.tensor(unread + [[0] * time] * rest, device=self.device)
             logits = step(tokens, torch.tensor(starts + [0] * rest, device=self.device))[: len(unread)]
@@ -222,72 +232,79 @@ class Decoder:
         return logits.float()
 
     def _choose(self, logits: Tensor, drafts: list[list[int]]) -> list[list[int]]:
-        """What each row would say after its text and after each of its drafts, all taken for right.
+        """Return each sequence's next token after its text and after each of its draft tokens, taken for right.
 
-        Where a draft is wrong, what comes after it counts for nothing; up to there it is exactly what would have been
-        chosen token by token, of any draft source and at any temperature: the draws belong to places in the text.
+        Where a draft token is wrong, those after it count for nothing; up to there the tokens are exactly those that
+        would have been chosen one by one, of any draft source and at any temperature: a draw belongs to its place in
+        the text.
         """
-        chosen: list[list[int]] = [[] for _ in drafts]
-        places = [(row, at) for row, draft in enumerate(drafts) for at in range(len(draft) + 1)]
-        places = [(row, at) for row, at in places if self.rows[row].new + at < self.rows[row].request.max_new_tokens]
+        left = [sequence.request.max_new_tokens - sequence.new for sequence in self.active]
         groups: dict[Sampling, list[tuple[int, int]]] = {}
-        for row, at in places:
-            groups.setdefault(self.rows[row].request.sampling, []).append((row, at))
+        for row, (sequence, draft) in enumerate(zip(self.active, drafts, strict=True)):
+            if places := [(row, at) for at in range(min(len(draft) + 1, left[row]))]:
+                groups.setdefault(sequence.request.sampling, []).extend(places)
         picked: dict[tuple[int, int], int] = {}
         for sampling, some in groups.items():
             index = torch.tensor(some, device=self.device).T
-            draws = torch.tensor([self.rows[row].draws[self.rows[row].new + at] for row, at in some])
+            draws = torch.tensor([self.active[row].draws[self.active[row].new + at] for row, at in some])
             looks_back = sampling.repetition_penalty != 1
-            texts = [self.rows[row].tokens + drafts[row][:at] for row, at in some] if looks_back else []
+            texts = [self.active[row].tokens + drafts[row][:at] for row, at in some] if looks_back else []
             scores = logits[index[0], index[1]]  # a copy
             tokens = choose(scores.index_fill_(1, self.forbidden, -torch.inf), sampling, draws, texts).tolist()
             picked.update(zip(some, tokens, strict=True))
-        for row, at in places:
-            chosen[row].append(picked[row, at])
+        chosen: list[list[int]] = [[] for _ in drafts]
+        for (row, _), token in sorted(picked.items()):
+            chosen[row].append(token)
         return chosen
 
-    def _take(self, row: Row, draft: list[int], chosen: list[int], measured: list[Measure]) -> list[Token]:
-        """Append to a row what was chosen, all drafts but the last one being right, and tell it."""
+    def _append(
+        self, sequence: ActiveSequence, draft: list[int], chosen: list[int], measured: list[Measure]
+    ) -> list[Token]:
+        """Append the `chosen` tokens to a sequence, all but the last of them accepted draft tokens, and count them."""
         new = []
         for token, measure in zip(chosen, measured, strict=True):
-            row.tokens.append(token)
-            is_last = token == self.end_of_text or row.new == row.request.max_new_tokens
-            new.append(Token(row.key, token, is_last, *measure))
+            sequence.tokens.append(token)
+            is_last = token == self.end_of_text or sequence.new == sequence.request.max_new_tokens
+            new.append(Token(sequence.key, token, is_last, *measure))
             if is_last:
                 break
-        self.tally.forwards += 1
-        self.tally.tokens += len(new)
-        self.tally.given[len(new)] += 1
-        self.tally.drafted += len(draft)
-        self.tally.accepted += min(len(chosen) - 1, len(new))
+        self.stats.forwards += 1
+        self.stats.tokens += len(new)
+        self.stats.given[len(new)] += 1
+        self.stats.drafted += len(draft)
+        self.stats.accepted += min(len(chosen) - 1, len(new))
         return new
 
-    def _draft(self, row: Row) -> list[int]:
-        room = min(self.draft_tokens, row.request.max_new_tokens - row.new - 1)
-        return row.drafts.propose(row.tokens, room) if row.drafts and room > 0 else []
+    def _draft(self, sequence: ActiveSequence) -> list[int]:
+        room = min(self.draft_tokens, sequence.request.max_new_tokens - sequence.new - 1)
+        return self._propose(sequence, room) if room > 0 else []
 
-    def _move_window(self, row: Row) -> None:
-        """Let the model see the last half of a context alone."""
-        row.start = len(row.tokens) - self.context_length // 2
-        self._read(row)
+    def _propose(self, sequence: ActiveSequence, count: int) -> list[int]:
+        """Return at most `count` draft tokens of any source; the decoder accepts those that it would have chosen."""
+        return sequence.lookup.propose(sequence.tokens, count)
 
-    def _read(self, row: Row) -> None:
-        """Put what the model sees of a row into the cache, but for its last token."""
-        tokens = row.tokens[row.start : -1]
+    def _move_window(self, sequence: ActiveSequence) -> None:
+        """Let the model attend to the last half of a context alone."""
+        sequence.start = len(sequence.tokens) - self.context_length // 2
+        self._read(sequence)
+
+    def _read(self, sequence: ActiveSequence) -> None:
+        """Put what the model attends to into the cache, but for the last token."""
+        tokens = sequence.tokens[sequence.start : -1]
         if tokens:
-            place = next(place for place, other in enumerate(self.rows) if other is row)
-            self.model.hidden(torch.tensor([tokens], device=self.device), self.cache.extend([0], len(tokens), place))
+            row = next(row for row, other in enumerate(self.active) if other is sequence)
+            self.model.hidden(torch.tensor([tokens], device=self.device), self.cache.extend([0], len(tokens), row))
 
-    def _remove(self, place: int) -> None:
-        """Let the last row take the place of another, so that those in work lie side by side."""
-        last = self.rows.pop()
-        if place < len(self.rows):
-            self.cache.copy_row(len(self.rows), place, last.length)
-            self.rows[place] = last
+    def _remove(self, row: int) -> None:
+        """Move the last sequence into the place of another, so that the active ones stay side by side."""
+        last = self.active.pop()
+        if row < len(self.active):
+            self.cache.copy_row(len(self.active), row, last.length)
+            self.active[row] = last
 
 
-def keep_right(draft: list[int], chosen: list[int]) -> list[int]:
-    """Of what was `chosen` after each token of a draft, what counts: the draft as far as it was right, and one more."""
+def accept(draft: list[int], chosen: list[int]) -> list[int]:
+    """Return the draft tokens up to the first that differs from the one `chosen` in its place, and one token more."""
     right = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(draft, chosen, strict=False))))
     return chosen[: right + 1]
 
@@ -295,9 +312,9 @@ def keep_right(draft: list[int], chosen: list[int]) -> list[int]:
 def measure_logprobs(
     logits: Tensor, chosen: Sequence[Sequence[int]], counts: Sequence[int | None]
 ) -> list[list[Measure]]:
-    """For each row's chosen tokens, their log-probabilities by `logits` (B, T, V) and its `counts` likeliest tokens.
+    """Return the log-probabilities of each sequence's chosen tokens by `logits` (B, T, V), and `counts` likeliest ones.
 
-    Nothing where a count is None. Those of all rows are computed at once, which gives the same bits as one by one.
+    Nothing where a count is None. All are computed at once, which gives the same bits as one by one.
     """
     measured: list[list[Measure]] = [[(None, ())] * len(tokens) for tokens in chosen]
     places = [(row, at) for row, tokens in enumerate(chosen) if counts[row] is not None for at in range(len(tokens))]

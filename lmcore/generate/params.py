@@ -1,19 +1,18 @@
-"""What the sample section of params.yaml may say."""
+"""Parameters of the sample stage."""
 
 from collections import Counter
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from lmcore.generate.quantize import Weights
+from lmcore.generate.open_decoder import DECODERS
+from lmcore.generate.quantize import WEIGHT_TYPES
 from lmcore.generate.sampling import Sampling
-from lmcore.params import Int, Section
-
-DecoderKind = Literal["plain", "tidar", "tidar-one-forward"]
+from lmcore.params import Int, Section, choice
 
 
 class SampleParams(Section):
-    """What the sample stage writes. Temperature 0 takes the likeliest token; an empty limit is off."""
+    """The prompts and how they are continued. Temperature 0 takes the likeliest token; an empty limit is off."""
 
     prompts: list[str] = Field(
         default_factory=lambda: ["def ", "import os\n", "class Node:\n    def __init__(self", "# Copyright"]
@@ -29,8 +28,8 @@ class SampleParams(Section):
         default_factory=list
     )
     draft_tokens: Int | None = Field(default=None, ge=1)
-    decoder: DecoderKind = "plain"
-    weights: Weights = "float32"
+    decoder: Annotated[str, choice(DECODERS)] = "plain"
+    weights: Annotated[str, choice(WEIGHT_TYPES)] = "float32"
     seed: Int = 1
 
     @field_validator("prompts")
@@ -55,9 +54,9 @@ class SampleParams(Section):
 
     @model_validator(mode="after")
     def _check_drafts(self) -> Self:
-        if self.decoder != "plain" and self.draft_tokens:
+        if self.draft_tokens and DECODERS[self.decoder].drafts_by_itself:
             raise ValueError(
-                f"sample.draft_tokens={self.draft_tokens}: sample.decoder={self.decoder} has drafts of its own: "
+                f"sample.draft_tokens={self.draft_tokens}: sample.decoder={self.decoder} has draft tokens of its own: "
                 f"leave it empty, or set sample.decoder=plain"
             )
         return self

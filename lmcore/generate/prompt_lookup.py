@@ -1,36 +1,24 @@
-"""Guesses of what comes next, which the model checks many at a time: drafting without a second model."""
+"""Prompt-lookup decoding: draft tokens from the text itself, which the model verifies many at a time."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 LONGEST_MATCH = 3  # tokens that must have occurred before, at most
 
 
-class DraftSource(Protocol):
-    """Whatever proposes tokens for one text. The decoder takes of them what it would have chosen itself."""
-
-    def propose(self, tokens: Sequence[int], count: int) -> list[int]:
-        """At most `count` tokens that may follow `tokens`, the whole text so far, which only grows between calls."""
-        ...
-
-
-OpenDrafts = Callable[[], DraftSource]  # one for each text
-
-
 class PromptLookup:
-    """What followed the last time that the text's last tokens occurred in it (Saxena's prompt lookup decoding, 2023).
+    """The tokens after the latest earlier occurrence of the text's last tokens (Saxena's prompt lookup, 2023).
 
     The longest match wins, the latest one of its length.
     """
 
     def __init__(self) -> None:
         self._read = 0
-        # n-gram -> where its latest occurrence but the one at the text's end is over.
+        # n-gram -> the end of its latest occurrence, without the one at the text's end.
         self._ends: dict[tuple[int, ...], int] = {}
 
     def propose(self, tokens: Sequence[int], count: int) -> list[int]:
-        """See `DraftSource`."""
-        for end in range(self._read + 1, len(tokens)):  # the n-grams that are followed by something
+        """Return at most `count` tokens that may follow `tokens`, the whole text so far, which grows between calls."""
+        for end in range(self._read + 1, len(tokens)):  # the n-grams that something follows
             for length in range(1, min(LONGEST_MATCH, end) + 1):
                 self._ends[tuple(tokens[end - length : end])] = end
         self._read = max(self._read, len(tokens) - 1)

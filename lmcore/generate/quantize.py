@@ -1,6 +1,6 @@
 """The type of the weights while decoding, where reading them is most of the time."""
 
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +11,13 @@ from lmcore.model.gpt import GPT
 from lmcore.model.linear import Linear
 
 ROW_MULTIPLE = 32
-Weights = Literal["float32", "bfloat16", "int8"]
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weights are whole numbers from -127 to 127, times a scale for each output (torch's kernel).
+    """A linear layer with weights of -127 to 127 times a scale for each output (torch's kernel).
 
-    What goes in is rounded to bfloat16, as the kernel wants it, and filled up with zeros: it reads 32 numbers at once,
-    also past the end of a row.
+    The input is rounded to bfloat16, as the kernel needs it, and padded with zeros: it reads 32 numbers at once, also
+    past the end of a row.
     """
 
     weight: Tensor
@@ -42,25 +41,34 @@ class Int8Linear(nn.Module):
         return product if self.bias is None else product + self.bias
 
 
-def convert_weights(model: GPT, kind: Weights) -> GPT:
-    """`model` itself with weights of another type, not to be trained or saved any more.
+def round_to_bfloat16(model: GPT) -> None:
+    """All weights but those of the QK norms, which are computed in fp32 whatever the rest is."""
+    model.to(torch.bfloat16)
+    for name, module in model.named_modules():
+        if name.endswith(("query_norm", "key_norm")):
+            module.float()
 
-    With int8 these are the linear layers, a tied head too; the embeddings stay. Raises ParameterError for int8 on
-    anything but a CPU.
-    """
-    if kind == "bfloat16":
-        model.to(torch.bfloat16)
-        for name, module in model.named_modules():
-            if name.endswith(("query_norm", "key_norm")):  # computed in fp32, whatever the rest is
-                module.float()
-    if kind == "int8":
-        device = model.token_embedding.weight.device.type
-        if device != "cpu":
-            raise ParameterError(
-                f"sample.weights=int8 is for a CPU, the model is on {device}: set sample.weights=bfloat16"
-            )
-        for module in list(model.modules()):
-            for name, layer in list(module.named_children()):
-                if isinstance(layer, Linear):
-                    setattr(module, name, Int8Linear(layer))
+
+def quantize_to_int8(model: GPT) -> None:
+    """The linear layers, a tied head too; the embeddings stay. Raises ParameterError for a model not on a CPU."""
+    device = model.token_embedding.weight.device.type
+    if device != "cpu":
+        raise ParameterError(f"sample.weights=int8 is for a CPU, the model is on {device}: set sample.weights=bfloat16")
+    for module in list(model.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, Linear):
+                setattr(module, name, Int8Linear(layer))
+
+
+# The values of `sample.weights`, and the conversion of a model in fp32.
+WEIGHT_TYPES: dict[str, Callable[[GPT], None]] = {
+    "float32": lambda model: None,  # noqa: ARG005
+    "bfloat16": round_to_bfloat16,
+    "int8": quantize_to_int8,
+}
+
+
+def convert_weights(model: GPT, kind: str) -> GPT:
+    """Convert `model` itself to a weight type, and return it; it can no longer be trained or saved."""
+    WEIGHT_TYPES[kind](model)
     return model

@@ -13,7 +13,7 @@ Finish = Literal["length", "end_of_text", "stop"]
 
 @dataclass(frozen=True)
 class Piece:
-    """What the text `key` goes on with: some characters, or none yet, by the token at hand; `finish` with the last."""
+    """The characters that a token adds to the text `key`, possibly none yet; `finish` with the last one."""
 
     key: int
     text: str
@@ -23,10 +23,10 @@ class Piece:
 
 @dataclass
 class Completion:
-    """What a text goes on with, when all of it is there; half a character at its end reads U+FFFD.
+    """A whole continuation; half a character at its end reads U+FFFD.
 
-    `tokens` are the new ones, without the end-of-text that ended it; with stop strings they go on to the one that made
-    the string whole. `logprob` is the sum of what was measured of all, in nats by the model itself.
+    `tokens` are the new ones, without the end-of-text that ended it; a stop string's tokens are among them. `logprob`
+    is the sum of the log-probabilities of all, in nats by the model itself.
     """
 
     text: str
@@ -36,7 +36,7 @@ class Completion:
 
 
 class TextStream:
-    """The text of tokens as far as it is certain.
+    """Incremental decoding of tokens to text.
 
     Half a character waits for the rest, and so does what may become one of the `stop` strings; at a whole one the text
     ends.
@@ -49,11 +49,11 @@ class TextStream:
         self.stopped = False
 
     def feed(self, token: int) -> str:
-        """The text that is certain by this token."""
+        """Return the text that this token completes."""
         return self._release(self._decoder.decode(self._tokenizer.token_bytes(token)), is_end=False)
 
     def close(self) -> str:
-        """What was held back; half a character at the end reads U+FFFD."""
+        """Return the text that was held back; half a character at the end reads U+FFFD."""
         return self._release(self._decoder.decode(b"", final=True), is_end=True)
 
     def _release(self, new: str, *, is_end: bool) -> str:
@@ -68,29 +68,29 @@ class TextStream:
 
     @staticmethod
     def _measure_beginning(text: str, stop: str) -> int:
-        """The length of the longest end of `text` that `stop` begins with."""
+        """Return the length of the longest end of `text` that `stop` begins with."""
         longest = min(len(stop) - 1, len(text))
         return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)
 
 
 class OpenTexts:
-    """The texts that a decoder works on, as text: what comes token by token goes out piece by piece."""
+    """The texts of a decoder's requests: tokens in, pieces of text out."""
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer) -> None:
         self._decoder, self._tokenizer = decoder, tokenizer
         self._streams: dict[int, TextStream] = {}
 
     def open(self, key: int, stop: Sequence[str]) -> None:
-        """A text `key` that ends before any of `stop`; the decoder is given it by whoever calls this."""
+        """Begin a text `key` that ends before any of `stop`; the caller gives its request to the decoder."""
         self._streams[key] = TextStream(self._tokenizer, stop)
 
     def discard(self, key: int) -> None:
-        """Give up the text `key`, in the decoder too, if it is still open."""
+        """End the text `key`, in the decoder too, if it is still open."""
         if self._streams.pop(key, None):
             self._decoder.cancel(key)
 
     def read(self, token: Token) -> Piece | None:
-        """What a text goes on with by its next token; None for one that comes after its end, of the same step."""
+        """Return the piece that a token adds to its text; None for a token of the same step after the text's end."""
         stream = self._streams.get(token.key)
         if stream is None:
             return None
@@ -108,22 +108,18 @@ class OpenTexts:
         return Piece(token.key, text, token, finish)
 
 
-def complete(decoder: Decoder, tokenizer: Tokenizer, requests: Iterable[Request]) -> Iterator[Piece]:
-    """The texts of all `requests`, piece by piece as they come; a request's place in the list is its pieces' `key`."""
+def complete(decoder: Decoder, tokenizer: Tokenizer, requests: Sequence[Request]) -> Iterator[Piece]:
+    """Yield the texts of all `requests`, piece by piece as they come; a request's index is its pieces' `key`."""
     texts = OpenTexts(decoder, tokenizer)
-
-    def open_texts() -> Iterator[Request]:
-        for key, request in enumerate(requests):
-            texts.open(key, request.stop)
-            yield request
-
-    for token in decoder.decode(open_texts()):
+    for key, request in enumerate(requests):
+        texts.open(key, request.stop)
+    for token in decoder.decode(requests):
         if piece := texts.read(token):
             yield piece
 
 
 def collect(pieces: Iterable[Piece], count: int) -> list[Completion]:
-    """The `count` texts that `pieces` make up, in the order of their keys."""
+    """Return the `count` texts that `pieces` make up, in the order of their keys."""
     completions = [Completion("", [], "length") for _ in range(count)]
     for piece in pieces:
         completion = completions[piece.key]

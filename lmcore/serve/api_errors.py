@@ -1,4 +1,4 @@
-"""What is wrong with a request, in the shape that OpenAI's clients read."""
+"""Errors of the API in OpenAI's format."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,11 +6,11 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class ApiError(Exception):
-    """A refusal: the HTTP status, one line for the reader, and the field that it is about."""
+    """An error response: the HTTP status, one line for the reader, and the field that it is about."""
 
     def __init__(
         self,
@@ -24,18 +24,15 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.message, self.field, self.code, self.headers = status, message, field, code, headers
 
-    def describe(self) -> dict[str, Any]:
-        """The body of the answer."""
-        kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.field, "code": self.code}}
-
     def respond(self) -> JSONResponse:
-        """The answer."""
-        return JSONResponse(self.describe(), self.status, headers=self.headers)
+        """Return the response."""
+        kind = ERROR_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        body = {"error": {"message": self.message, "type": kind, "param": self.field, "code": self.code}}
+        return JSONResponse(body, self.status, headers=self.headers)
 
 
 def explain_validation(details: Iterable[Mapping[str, Any]], known: Mapping[str, Sequence[str]]) -> ApiError:
-    """The first of pydantic's complaints about a request's body: a line with the field, the value and the rule.
+    """Return pydantic's first error about a request's body as a line with the field, the value and the rule.
 
     `details` are those of FastAPI's RequestValidationError, `known` the names of the request's fields,
     by the field that they are in.

@@ -1,4 +1,4 @@
-"""The routes: OpenAI's completions and models, health, metrics, and the page."""
+"""The application's routes: OpenAI's completions and models, health, metrics, and the page."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,33 +16,32 @@ from starlette.types import Receive, Scope, Send
 from lmcore.serve.api_errors import ApiError, explain_validation
 from lmcore.serve.engine import Engine, Item, Submission
 from lmcore.serve.metrics import Metrics
-from lmcore.serve.middleware import GONE, Gate
+from lmcore.serve.middleware import CLIENT_CLOSED, RequestFilter
 from lmcore.serve.openai_schema import CompletionRequest, StreamOptions
-from lmcore.serve.params import Settings
+from lmcore.serve.params import ServerParams
 from lmcore.serve.parse_request import (
-    Limits,
     TokenPrompt,
-    build_texts,
-    check_figures,
+    build_requests,
+    check_logprobs,
     check_request,
     read_prompt,
     require_model,
 )
-from lmcore.serve.responses import AnswerWriter, frame_event
+from lmcore.serve.responses import ResponseWriter, frame_event
 from lmcore.tokenizer.base import Tokenizer
 
 PAGE = Path(__file__).with_name("page.html")
-# What the page may load and run it says itself, but for this, which a page cannot say.
+# The rest of the policy is in the page itself; a page cannot set this part.
 PAGE_HEADERS = {
     "Content-Security-Policy": "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
 KNOWN_FIELDS = {"": [*CompletionRequest.model_fields], "stream_options": [*StreamOptions.model_fields]}
-NO_CHAT = "this server has a base model, which goes on with a text and knows no turns: use /v1/completions"
+NO_CHAT = "this server has a base model, which continues a text and knows no turns: use /v1/completions"
 
 
-def build_app(engine: Engine, tokenizer: Tokenizer, settings: Settings, metrics: Metrics) -> FastAPI:
-    """The application; it starts the engine with itself, and stops it."""
+def build_app(engine: Engine, tokenizer: Tokenizer, params: ServerParams, metrics: Metrics) -> FastAPI:
+    """Return the application, which starts and stops the engine with itself."""
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
@@ -51,18 +50,18 @@ def build_app(engine: Engine, tokenizer: Tokenizer, settings: Settings, metrics:
         engine.stop()
 
     app = FastAPI(title="lmcore serve", docs_url=None, redoc_url=None, lifespan=live)
-    app.add_middleware(Gate, settings=settings, metrics=metrics)
+    app.add_middleware(RequestFilter, params=params, metrics=metrics)
     add_error_handlers(app)
-    add_routes_about(app, engine, settings.name, metrics)
-    add_completions(app, engine, tokenizer, settings)
+    add_server_routes(app, engine, params.name, metrics)
+    add_completions(app, engine, tokenizer, params)
     return app
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Whatever goes wrong is told in OpenAI's shape."""
+    """Return every error in OpenAI's format."""
 
     @app.exception_handler(ApiError)
-    async def refuse(_: Request, error: ApiError) -> JSONResponse:
+    async def respond(_: Request, error: ApiError) -> JSONResponse:
         return error.respond()
 
     @app.exception_handler(RequestValidationError)
@@ -83,8 +82,8 @@ def add_error_handlers(app: FastAPI) -> None:
         return ApiError(500, "the server failed at this request; its log has more").respond()
 
 
-def add_routes_about(app: FastAPI, engine: Engine, model: str, metrics: Metrics) -> None:
-    """What tells of the server."""
+def add_server_routes(app: FastAPI, engine: Engine, model: str, metrics: Metrics) -> None:
+    """Add the models, health, metrics, the page, and a 404 for chat."""
     described = {"id": model, "object": "model", "created": 0, "owned_by": "lmcore"}
 
     @app.get("/v1/models")
@@ -97,13 +96,13 @@ def add_routes_about(app: FastAPI, engine: Engine, model: str, metrics: Metrics)
         return described
 
     @app.get("/health")
-    async def tell_health() -> JSONResponse:
+    async def report_health() -> JSONResponse:
         if engine.failure:
             return JSONResponse({"status": "failed", "reason": type(engine.failure).__name__}, 503)
         return JSONResponse({"status": "ok"})
 
     @app.get("/metrics")
-    async def tell_metrics() -> Response:
+    async def report_metrics() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/")
@@ -115,40 +114,43 @@ def add_routes_about(app: FastAPI, engine: Engine, model: str, metrics: Metrics)
         raise ApiError(404, NO_CHAT, code="no_chat")
 
 
-def add_completions(app: FastAPI, engine: Engine, tokenizer: Tokenizer, settings: Settings) -> None:
-    """What the server is for."""
+def add_completions(app: FastAPI, engine: Engine, tokenizer: Tokenizer, params: ServerParams) -> None:
+    """Add `POST /v1/completions`."""
     context_length = engine.decoder.context_length
-    limits = Limits(settings.name, settings.max_tokens, engine.most_texts)
 
     @app.post("/v1/completions")
     async def complete(body: CompletionRequest, request: Request) -> Response:
-        check_request(body, limits)
+        check_request(body, params, engine.max_texts)
 
         def read_prompts() -> list[TokenPrompt]:
             return [read_prompt(prompt, tokenizer, context_length) for prompt in body.prompt]
 
         prompts = await asyncio.to_thread(read_prompts)
-        check_figures(body, prompts)
-        writer = AnswerWriter(body, prompts, settings.name, tokenizer)
-        submission = engine.submit(build_texts(body, prompts), streams=bool(body.stream))
-        answered = False
+        check_logprobs(body, prompts)
+        writer = ResponseWriter(body, prompts, params.name, tokenizer)
+        submission = engine.submit(
+            build_requests(body, prompts),
+            streams=bool(body.stream),
+            echo_logprobs=bool(body.echo) and body.logprobs is not None,
+        )
+        continues = False
         try:
-            items = await read_unless_gone(submission, request)
-            answered = items is not None and bool(body.stream)
+            items = await read_while_connected(submission, request)
+            continues = items is not None and bool(body.stream)
         finally:
-            if not answered:
+            if not continues:
                 engine.cancel(submission)
         if items is None:
-            return Response(status_code=GONE)
+            return Response(status_code=CLIENT_CLOSED)
         if body.stream:
             return EventStream(engine, submission, writer, items)
         return Response(writer.write(items), media_type="application/json")
 
 
-async def read_unless_gone(submission: Submission, request: Request) -> list[Item] | None:
-    """What comes first of a submission, which is all without streaming; None if the client hangs up before."""
+async def read_while_connected(submission: Submission, request: Request) -> list[Item] | None:
+    """Return the first items of a submission, without streaming all of them; None if the client disconnects before."""
     reading = asyncio.ensure_future(submission.read())
-    leaving = asyncio.ensure_future(await_hang_up(request))
+    leaving = asyncio.ensure_future(await_disconnect(request))
     try:
         await asyncio.wait([reading, leaving], return_when=asyncio.FIRST_COMPLETED)
         return reading.result() if reading.done() else None
@@ -157,32 +159,32 @@ async def read_unless_gone(submission: Submission, request: Request) -> list[Ite
         leaving.cancel()
 
 
-async def await_hang_up(request: Request) -> None:
-    """Come back when the client has closed the connection."""
+async def await_disconnect(request: Request) -> None:
+    """Return when the client has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 class EventStream(StreamingResponse):
-    """The pieces of a submission as server-sent events, as they come; the rest is given up when the client goes."""
+    """The items of a submission as server-sent events; the rest is cancelled when the client disconnects."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, engine: Engine, submission: Submission, writer: AnswerWriter, first: list[Item]) -> None:
+    def __init__(self, engine: Engine, submission: Submission, writer: ResponseWriter, first: list[Item]) -> None:
         self._engine, self._submission = engine, submission
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(iterate_events(submission, writer, first), headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
+        """Send the events."""
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._engine.cancel(self._submission)
 
 
-async def iterate_events(submission: Submission, writer: AnswerWriter, items: list[Item]) -> AsyncIterator[bytes]:
-    """All events of a stream that begins with `items`; an error that comes between is the last one."""
+async def iterate_events(submission: Submission, writer: ResponseWriter, items: list[Item]) -> AsyncIterator[bytes]:
+    """Yield all events of a stream that begins with `items`; an error in between is the last one."""
     try:
         while True:
             if events := writer.write_events(items):

@@ -1,4 +1,4 @@
-"""What Prometheus may know of a server: requests, tokens, the queue, and how long things took."""
+"""Metrics of a server for Prometheus: requests, tokens, the queue, and latencies."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -7,23 +7,23 @@ RATES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 
 
 class Metrics:
-    """One server's figures."""
+    """The metrics of one server."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter("lmcore_requests", "Answers", ["path", "status"], registry=registry)
+        self.requests = Counter("lmcore_requests", "Responses", ["path", "status"], registry=registry)
         self.request_seconds = Histogram(
             "lmcore_request_seconds",
-            "From a request's head to its answer's end",
+            "From a request's headers to the end of its response",
             ["path"],
             registry=registry,
             buckets=SECONDS,
         )
-        self.prompt_tokens = Counter("lmcore_prompt_tokens", "Tokens of prompts taken in", registry=registry)
+        self.prompt_tokens = Counter("lmcore_prompt_tokens", "Tokens of prompts", registry=registry)
         self.generated_tokens = Counter("lmcore_generated_tokens", "Tokens decoded", registry=registry)
         self.waiting = Gauge("lmcore_waiting_texts", "Texts in the queue", registry=registry)
-        self.running = Gauge("lmcore_running_texts", "Rows in use", registry=registry)
-        self.rows = Gauge("lmcore_rows", "Texts that are decoded at once at most", registry=registry)
+        self.running = Gauge("lmcore_running_texts", "Active texts", registry=registry)
+        self.rows = Gauge("lmcore_rows", "The largest batch", registry=registry)
         self.connections = Gauge("lmcore_connections", "Open connections", registry=registry)
         self.first_token_seconds = Histogram(
             "lmcore_time_to_first_token_seconds",
@@ -36,5 +36,5 @@ class Metrics:
         )
 
     def render(self) -> bytes:
-        """In Prometheus's text format."""
+        """Return the metrics in Prometheus's text format."""
         return generate_latest(self.registry)

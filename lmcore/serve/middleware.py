@@ -1,4 +1,4 @@
-"""What every request passes first: the key, the kind and the size of the body; and what is counted of each."""
+"""Middleware: checks the API key, the host, and the type and size of the body, and counts the responses."""
 
 import hmac
 import re
@@ -9,31 +9,32 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lmcore.serve.api_errors import ApiError
 from lmcore.serve.metrics import Metrics
-from lmcore.serve.params import MOST_BODY_BYTES, Settings
+from lmcore.serve.params import MAX_BODY_BYTES, ServerParams
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
-OPEN_PATHS = ("/", "/health")  # without a token: the page holds nothing, and asks for it
+OPEN_PATHS = ("/", "/health")  # without the key: the page holds no data, and asks for it
 PATHS = (*OPEN_PATHS, "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
-GONE = 499  # nginx's number for a client that did not wait for its answer
+TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES:,} bytes, the most that this server reads"
+CLIENT_CLOSED = 499  # nginx's status for a client that did not wait for the response
 
 
-class Gate:
-    """Around the application; works on what is sent, before a body is read."""
+class RequestFilter:
+    """ASGI middleware; rejects a request before its body is read."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, params: ServerParams, metrics: Metrics) -> None:
         self.app, self._metrics = app, metrics
-        self._api_key = settings.api_key.encode() if settings.api_key else None
-        # Without a key, a page from elsewhere whose name is made to lead here (DNS rebinding) is no guest.
-        own = f"[{settings.host}]" if ":" in settings.host else settings.host
-        is_guarded = settings.is_local and not settings.api_key
+        self._api_key = params.api_key.encode() if params.api_key else None
+        # Without a key, against DNS rebinding: a foreign page whose host name resolves to this machine.
+        own = f"[{params.host}]" if ":" in params.host else params.host
+        is_guarded = params.is_local and not params.api_key
         self._names = [*dict.fromkeys([*LOCAL_NAMES, own])] if is_guarded else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a request, or hand it on."""
+        """Reject a request, or pass it on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status = time.monotonic(), GONE
+        started, status = time.monotonic(), CLIENT_CLOSED
 
         async def watch(message: Message) -> None:
             nonlocal status
@@ -42,8 +43,8 @@ class Gate:
             await send(message)
 
         try:
-            if refusal := self._refuse(scope):
-                await refusal.respond()(scope, receive, watch)
+            if error := self._check(scope):
+                await error.respond()(scope, receive, watch)
             else:
                 await self.app(scope, limit_body(receive), watch)
         except Exception:
@@ -54,8 +55,8 @@ class Gate:
             self._metrics.requests.labels(path, str(status)).inc()
             self._metrics.request_seconds.labels(path).observe(time.monotonic() - started)
 
-    def _refuse(self, scope: Scope) -> ApiError | None:
-        """What is wrong by the head alone."""
+    def _check(self, scope: Scope) -> ApiError | None:
+        """Return the error of the request's headers, None without one."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if self._api_key and scope["path"] not in OPEN_PATHS:
             kind, _, token = headers.get(b"authorization", b"").partition(b" ")
@@ -75,26 +76,21 @@ class Gate:
                 shown = kind.decode("ascii", "replace")[:60]
                 return ApiError(415, f"Content-Type={shown!r}: must be application/json")
             length = headers.get(b"content-length", b"")
-            if length.isdigit() and int(length[:20]) > MOST_BODY_BYTES:
-                return ApiError(413, explain_size())
+            if length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
+                return ApiError(413, TOO_LARGE)
         return None
 
 
-def explain_size() -> str:
-    """Of a body that is too large."""
-    return f"the body is larger than {MOST_BODY_BYTES:,} bytes, the most that this server reads"
-
-
 def limit_body(receive: Receive) -> Receive:
-    """`receive` that raises for a body, of no announced length, which turns out too large."""
+    """Return a `receive` that raises for a body without Content-Length that turns out too large."""
     size = 0
 
     async def count() -> Message:
         nonlocal size
         message = await receive()
         size += len(message.get("body", b""))
-        if size > MOST_BODY_BYTES:
-            raise HTTPException(413, explain_size())
+        if size > MAX_BODY_BYTES:
+            raise HTTPException(413, TOO_LARGE)
         return message
 
     return count

@@ -1,4 +1,4 @@
-"""The trained model as MLflow serves it: prompts in, texts out, decoded as `lmcore sample` does."""
+"""The trained model for MLflow's model serving: prompts in, texts out, decoded as by `lmcore sample`."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ class TextGenerator(PythonModel):
     """A model's folder, loaded once; MLflow checks the request against the signature before it comes here."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the model that was logged, to the card if there is one."""
+        """Load the model that was logged, to the GPU if there is one."""
         folder = Path(context.artifacts["model"])
         self.model = load_model(folder, "cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = load_tokenizer(folder)
@@ -32,7 +32,7 @@ class TextGenerator(PythonModel):
         model_input: pandas.DataFrame,  # of the hints that MLflow knows, the one that leaves the signature alone
         params: dict[str, Any] | None = None,
     ) -> list[str]:
-        """Every prompt with what follows it: the first sample that `lmcore sample` draws with the same settings.
+        """Return every prompt with its continuation: the first sample of `lmcore sample` with the same parameters.
 
         `model_input` is a table with one row per prompt, in the first column. Raises MlflowException, of which the
         server makes status 400, for what is not text and for a parameter out of range.

@@ -4,9 +4,8 @@ from typing import Any
 
 from lmcore.errors import ParameterError
 from lmcore.generate.decoder import Decoder
-from lmcore.generate.params import DecoderKind
-from lmcore.generate.quantize import Weights, convert_weights
-from lmcore.generate.samples import open_decoder
+from lmcore.generate.open_decoder import open_decoder
+from lmcore.generate.quantize import WEIGHT_TYPES, convert_weights
 from lmcore.hardware.params import HardwareParams
 from lmcore.hardware.resolve import choose_device, explain_uncompilable
 from lmcore.hub import find_model
@@ -19,17 +18,19 @@ from lmcore.tokenizer.load import load_tokenizer
 def open_model(
     name: str,
     values: dict[str, Any],
-    weights: Weights,
+    weights: str,
     *,
     batch: int,
     draft_tokens: int | None,
-    kind: DecoderKind = "plain",
+    kind: str = "plain",
     compile: bool,  # noqa: A002
 ) -> tuple[Decoder, Tokenizer]:
-    """The engine and the tokenizer of a model, `name` as `find_model` has it, on the device of params.yaml's `values`.
+    """Return the decoder and the tokenizer of a model, its name as in `find_model`, on the device of `values`.
 
-    Raises ParameterError and ArtifactError where one of them cannot be had.
+    Raises ParameterError and ArtifactError for a device, a model or a tokenizer that cannot be used.
     """
+    if weights not in WEIGHT_TYPES:
+        raise ParameterError(f"--weights {weights}: must be one of {', '.join(WEIGHT_TYPES)}")
     device = choose_device(parse_section(HardwareParams, "hardware", values.get("hardware")), values)
     if compile and (obstacle := explain_uncompilable(device)):
         raise ParameterError(f"--compile: {obstacle}; leave it out")

@@ -1,11 +1,11 @@
-"""Requests and answers of OpenAI's completions API, with the settings that users of vLLM know beside it."""
+"""Requests and responses of OpenAI's completions API, with vLLM's additional sampling parameters."""
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from lmcore.generate.sampling import Sampling
-from lmcore.serve.params import MOST_LOGPROBS, MOST_STOPS
+from lmcore.serve.params import MAX_LOGPROBS, MAX_STOPS
 
 Prompt = str | list[int]
 
@@ -45,22 +45,14 @@ def _is_unicode(text: str) -> bool:
 
 
 def _read_stops(value: Any) -> tuple[str, ...]:
-    stops = (
-        ()
-        if value is None
-        else (value,)
-        if isinstance(value, str)
-        else tuple(value)
-        if isinstance(value, list)
-        else None
-    )
-    if stops is None or not all(isinstance(stop, str) and _is_unicode(stop) for stop in stops):
+    stops = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and _is_unicode(stop) for stop in stops):
         raise ValueError("must be a text or a list of texts")
     if "" in stops:
         raise ValueError("'' is in every text: leave it out")
-    if len(stops) > MOST_STOPS:
-        raise ValueError(f"has {len(stops)} texts, at most {MOST_STOPS} are looked for")
-    return stops
+    if len(stops) > MAX_STOPS:
+        raise ValueError(f"has {len(stops)} texts, at most {MAX_STOPS} are looked for")
+    return tuple(stops)
 
 
 def _neutral(*values: Any) -> AfterValidator:
@@ -79,14 +71,14 @@ class _Body(BaseModel):
 
 
 class StreamOptions(_Body):
-    """What a stream tells beside the text."""
+    """Options of a stream."""
 
     include_usage: bool = False
     include_obfuscation: Annotated[bool | None, _neutral(False)] = None
 
 
 class CompletionRequest(_Body):
-    """The body of `POST /v1/completions`; what is not given is as OpenAI has it."""
+    """The body of `POST /v1/completions`, with OpenAI's defaults."""
 
     model: str | None = None
     prompt: Annotated[
@@ -105,7 +97,7 @@ class CompletionRequest(_Body):
         tuple[str, ...], PlainValidator(_read_stops), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})
     ] = ()
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = False
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -136,7 +128,7 @@ class CompletionRequest(_Body):
 
     @property
     def sampling(self) -> Sampling:
-        """How each token is chosen."""
+        """The sampling parameters."""
         return Sampling(
             1.0 if self.temperature is None else self.temperature,
             self.top_k if self.top_k and self.top_k > 0 else None,
@@ -156,7 +148,7 @@ class Logprobs(BaseModel):
 
 
 class Choice(BaseModel):
-    """One text, or what it goes on with; `index` counts all texts of all prompts."""
+    """One text, or the next part of it; `index` counts all texts of all prompts."""
 
     index: int
     text: str
@@ -172,8 +164,8 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class CompletionAnswer(BaseModel):
-    """The answer of `POST /v1/completions`, and each event of a stream."""
+class CompletionResponse(BaseModel):
+    """The response of `POST /v1/completions`, and each event of a stream."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"

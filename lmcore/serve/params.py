@@ -1,21 +1,21 @@
-"""How a server is set up: what the command line says, and the limits that keep one client from harming the others."""
+"""Parameters of a server, and the limits that keep one client from harming the others."""
 
 import ipaddress
 from dataclasses import dataclass
 
-MOST_LOGPROBS = 20  # likeliest tokens that are told of each, OpenAI's limit of chat completions
-MOST_FIGURES = 500_000  # log-probabilities of one request, some 150 bytes each until they are told
-MOST_BODY_BYTES = 4 << 20
-MOST_STOPS = 16
+MAX_LOGPROBS = 20  # likeliest tokens returned for each, OpenAI's limit of chat completions
+MAX_FIGURES = 500_000  # log-probabilities of one request, some 150 bytes each until they are sent
+MAX_BODY_BYTES = 4 << 20
+MAX_STOPS = 16
 RECEIVE_SECONDS = 20.0  # within which a connection must have sent a whole request
-KEEP_ALIVE_SECONDS = 30  # that a connection is kept for a next request
-STALL_SECONDS = 60.0  # after which a client that takes nothing of what it is sent is hung up on
-MOST_CONNECTIONS = 4096
+KEEP_ALIVE_SECONDS = 30  # until an idle connection is closed
+STALL_SECONDS = 60.0  # until a client that reads nothing of its response is disconnected
+MAX_CONNECTIONS = 4096
 
 
 @dataclass(frozen=True)
-class Settings:
-    """`name` is what clients call the model; `queue` counts the texts that may wait behind those in work."""
+class ServerParams:
+    """`name` is the model's name for clients; `queue` is how many sequences may wait behind the active ones."""
 
     name: str
     host: str = "127.0.0.1"
@@ -27,5 +27,5 @@ class Settings:
 
     @property
     def is_local(self) -> bool:
-        """Whether this machine alone reaches the server; `host` is an address then, or localhost."""
+        """True if this machine alone reaches the server; `host` is an address then, or localhost."""
         return self.host == "localhost" or ipaddress.ip_address(self.host.partition("%")[0]).is_loopback

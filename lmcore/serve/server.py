@@ -1,4 +1,4 @@
-"""`lmcore serve`: the address, the model, the server around them, and its end."""
+"""`lmcore serve`: the socket, the API key, the server, and its shutdown."""
 
 import asyncio
 import contextlib
@@ -15,24 +15,23 @@ import uvicorn
 
 from lmcore.errors import ParameterError
 from lmcore.generate.decoder import Decoder
-from lmcore.generate.quantize import Weights
 from lmcore.runtime.progress import say, warn
 from lmcore.serve.api_errors import ApiError
 from lmcore.serve.app import build_app
-from lmcore.serve.connection_limits import Connection, Door, allow_connections
+from lmcore.serve.connection_limits import Connection, ConnectionLimiter, allow_connections
 from lmcore.serve.engine import Engine
 from lmcore.serve.metrics import Metrics
 from lmcore.serve.open_model import open_model
-from lmcore.serve.params import KEEP_ALIVE_SECONDS, Settings
+from lmcore.serve.params import KEEP_ALIVE_SECONDS, ServerParams
 from lmcore.tokenizer.base import Tokenizer
 
 API_KEY_VARIABLE = "LMCORE_API_KEY"
 BACKLOG = 2048
-LAST_SECONDS = 5  # for the answers that the end of grace gives to arrive
+LAST_SECONDS = 5  # after the grace period, for the last responses to arrive
 
 
 def read_api_key(file: Path | None) -> str | None:
-    """The key that clients must show: the file's one line, or LMCORE_API_KEY; None without either.
+    """Return the key that clients must send: the file's one line, or LMCORE_API_KEY; None without either.
 
     Raises ParameterError for one that no header can hold.
     """
@@ -53,7 +52,7 @@ def read_api_key(file: Path | None) -> str | None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens; who connects waits until it is served. Raises ParameterError for an impossible address."""
+    """Return a listening socket; clients that connect wait until they are served. Raises ParameterError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -65,7 +64,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-        bound.listen(BACKLOG)  # so that nobody else gets it while the model is read
+        bound.listen(BACKLOG)  # so that no other process takes it while the model is loaded
     except OSError as error:
         bound.close()
         raise ParameterError(
@@ -75,15 +74,15 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def locate(bound: socket.socket) -> str:
-    """The address as a browser wants it."""
+    """Return the address for a browser."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve(
-    settings: Settings,
+    params: ServerParams,
     values: dict[str, Any],
-    weights: Weights,
+    weights: str,
     *,
     batch: int,
     draft_tokens: int | None,
@@ -91,26 +90,26 @@ def serve(
 ) -> None:
     """Serve a model until TERM or INT; `values` are all of params.yaml.
 
-    Raises LmcoreError where the address, the model or its tokenizer cannot be had.
+    Raises LmcoreError for an address, a model or a tokenizer that cannot be opened.
     """
-    with contextlib.closing(bind(settings.host, settings.port)) as bound:
-        settings = replace(settings, host=bound.getsockname()[0])  # a name, or 127.1, is an address by now
-        if not settings.api_key and not settings.is_local:
+    with contextlib.closing(bind(params.host, params.port)) as bound:
+        params = replace(params, host=bound.getsockname()[0])  # a name, or 127.1, is an address by now
+        if not params.api_key and not params.is_local:
             warn(f"who reaches {locate(bound)} may use the model: set {API_KEY_VARIABLE} or --api-key-file")
         decoder, tokenizer = open_model(
-            settings.name, values, weights, batch=batch, draft_tokens=draft_tokens, compile=compile
+            params.name, values, weights, batch=batch, draft_tokens=draft_tokens, compile=compile
         )
-        build_server(decoder, tokenizer, settings).run([bound])
+        build_server(decoder, tokenizer, params).run([bound])
 
 
-def build_server(decoder: Decoder, tokenizer: Tokenizer, settings: Settings) -> "Server":
-    """What answers on a socket that listens."""
+def build_server(decoder: Decoder, tokenizer: Tokenizer, params: ServerParams) -> "Server":
+    """Return the server of a decoder."""
     metrics = Metrics()
-    engine = Engine(decoder, tokenizer, settings.queue, metrics)
-    door = Door(allow_connections(), metrics.connections)
+    engine = Engine(decoder, tokenizer, params.queue, metrics)
+    limiter = ConnectionLimiter(allow_connections(), metrics.connections)
     config = uvicorn.Config(
-        build_app(engine, tokenizer, settings, metrics),
-        http=type("OwnConnection", (Connection,), {"door": door}),
+        build_app(engine, tokenizer, params, metrics),
+        http=type("OwnConnection", (Connection,), {"limiter": limiter}),
         ws="none",
         loop="asyncio",
         lifespan="on",
@@ -121,35 +120,35 @@ def build_server(decoder: Decoder, tokenizer: Tokenizer, settings: Settings) -> 
         server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(settings.grace) + LAST_SECONDS,
+        timeout_graceful_shutdown=int(params.grace) + LAST_SECONDS,
     )
-    return Server(config, engine, settings)
+    return Server(config, engine, params)
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which says where it is, and ends as it is asked to: after what is being answered, or at once."""
+    """uvicorn's server; it prints its address, and finishes open requests before it ends."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Engine, params: ServerParams) -> None:
         super().__init__(config)
-        self.engine, self._settings = engine, settings
+        self.engine, self._params = engine, params
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer."""
+        """Start to accept requests."""
         await super().startup(sockets)
-        rows = self.engine.decoder.batch
+        batch = self.engine.decoder.batch
         for bound in sockets or []:
-            say(f"{self._settings.name} is served at {locate(bound)}, {rows} texts at once; Ctrl-C ends it")
+            say(f"{self._params.name} is served at {locate(bound)} with batch {batch}; Ctrl-C ends it")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take nothing new; what is open ends by itself within the time of grace, and with 503 then."""
-        refusal = ApiError(503, "the server is being shut down", code="shutting_down")
+        """Accept no more requests; fail with 503 those that are not finished within the grace period."""
+        error = ApiError(503, "the server is being shut down", code="shutting_down")
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._settings.grace, self.engine.fail_all, refusal)
+        timer = loop.call_later(self._params.grace, self.engine.fail_all, error)
         await super().shutdown(sockets)
         timer.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """At a first signal, ask for the end; at a second one, end. The exit status does not tell of the first."""
+        """Shut down at a first signal, with exit status 0; exit at once at a second."""
         if self.should_exit:
             print(f"ended by a second {signal.Signals(sig).name}", file=sys.stderr, flush=True)
             os._exit(128 + sig)

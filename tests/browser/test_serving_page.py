@@ -27,7 +27,7 @@ PAGE = ROOT / "lmcore" / "serve" / "page.html"
 KEY = "open-sesame"
 TOKENS = "[...document.querySelectorAll('#text .token')]"
 TEXT = "document.getElementById('text').textContent"
-IDLE = "document.getElementById('write').textContent === 'Write'"
+IDLE = "document.getElementById('generate').textContent === 'Generate'"
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
@@ -77,9 +77,9 @@ def fill(page: Browser, prompt: str, **settings: object) -> None:
         )
 
 
-def write(page: Browser, prompt: str, **settings: object) -> str:
+def generate(page: Browser, prompt: str, **settings: object) -> str:
     fill(page, prompt, **settings)
-    page.driver.find_element(By.ID, "write").click()
+    page.driver.find_element(By.ID, "generate").click()
     page.wait(f"{IDLE} && {TOKENS}.length")
     return str(page.run(f"return {TEXT}"))
 
@@ -118,7 +118,7 @@ def test_a_text_comes_token_by_token_with_its_probabilities(page: Browser, addre
         "window.seen = []; new MutationObserver(() => window.seen.push(tokens.length))"
         ".observe(document.getElementById('text'), {childList: true})"
     )
-    shown = write(page, "the cat", max_tokens=40, seed=5, top_k=50)
+    shown = generate(page, "the cat", max_tokens=40, seed=5, top_k=50)
     # Half characters and all, it is what the server says of the same request.
     settings = {"temperature": 0.9, "top_k": 50, "seed": 5, "max_tokens": 40}
     (answer,) = ask_all(address, prompt="the cat", **settings)
@@ -136,13 +136,13 @@ def test_a_text_comes_token_by_token_with_its_probabilities(page: Browser, addre
 
 
 def test_a_seed_says_which_text(page: Browser) -> None:
-    first = write(page, "so", max_tokens=12, seed=7, temperature=1.5)
-    assert write(page, "") == first
-    assert write(page, "", seed=8) != first
+    first = generate(page, "so", max_tokens=12, seed=7, temperature=1.5)
+    assert generate(page, "") == first
+    assert generate(page, "", seed=8) != first
 
 
 def test_an_alternative_is_gone_on_with(page: Browser) -> None:
-    write(page, "dog", max_tokens=10, seed=1, temperature=0)
+    generate(page, "dog", max_tokens=10, seed=1, temperature=0)
     before = page.run("return tokens.map(({name}) => name)")
     page.run(f"{TOKENS}[0].focus()")
     page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT * 3)
@@ -183,9 +183,9 @@ def test_stop_frees_the_slot(page: Browser, address: str) -> None:
     page.run("""new MutationObserver((_, watching) => {
         if (tokens.length < 5) return;
         watching.disconnect();
-        document.getElementById('write').click();
+        document.getElementById('generate').click();
     }).observe(document.getElementById('text'), {childList: true})""")
-    page.driver.find_element(By.ID, "write").click()
+    page.driver.find_element(By.ID, "generate").click()
     page.wait(f"{IDLE} && tokens.length")
     assert page.run("return document.getElementById('status').textContent").endswith("; stopped")
     deadline = time.monotonic() + PATIENCE
@@ -197,20 +197,20 @@ def test_stop_frees_the_slot(page: Browser, address: str) -> None:
 
 def test_errors_are_a_line(page: Browser) -> None:
     fill(page, "a prompt that is longer than the model's context")
-    page.driver.find_element(By.ID, "write").click()
+    page.driver.find_element(By.ID, "generate").click()
     error = page.wait("document.getElementById('error').textContent")
     assert error == "the prompt has at least 48 tokens, the model's context 16: shorten it"
     (line,) = page.console()
     assert "400" in line  # the browser's own, for every answer that is none
     # And what no slider allows is said before the server is asked.
     fill(page, "", seed="many")
-    page.driver.find_element(By.ID, "write").click()
+    page.driver.find_element(By.ID, "generate").click()
     assert page.wait("document.getElementById('error').textContent").startswith("seed: ")
 
 
 def test_markup_is_text(page: Browser) -> None:
     markup = "<b onclick=x>"
-    assert write(page, markup, max_tokens=2, seed=1).startswith(markup)
+    assert generate(page, markup, max_tokens=2, seed=1).startswith(markup)
     assert page.run("return document.querySelectorAll('#text b').length") == 0
     page.run(
         "const script = document.createElement('script'); script.textContent = 'window.hurt = true';"
@@ -231,18 +231,18 @@ def test_a_key_is_asked_for_and_kept_for_the_session(browser: Browser, project: 
         assert browser.run("return document.getElementById('error').hidden")
         browser.driver.refresh()
         browser.wait("document.getElementById('model').textContent")
-        assert len(write(browser, "cat", max_tokens=3)) > len("cat")
+        assert len(generate(browser, "cat", max_tokens=3)) > len("cat")
         # In this tab alone, and nowhere but in the head of requests to this server.
         assert browser.run("return [localStorage.length, sessionStorage.length]") == [0, 1]
         assert all(url.startswith(f"{guarded}/") and KEY not in url for url in browser.requests())
-    browser.driver.find_element(By.ID, "write").click()  # when the server is gone
+    browser.driver.find_element(By.ID, "generate").click()  # when the server is gone
     assert browser.wait("document.getElementById('error').textContent") == "The server does not answer"
 
 
 @pytest.mark.parametrize("width", [320, 1280])
 def test_nothing_sticks_out(page: Browser, width: int) -> None:
     with page.window(width):
-        write(page, "mat", max_tokens=16, seed=2)
+        generate(page, "mat", max_tokens=16, seed=2)
         page.run(f"{TOKENS}[5].click()")
         assert page.run("return document.documentElement.scrollWidth") <= width
 

@@ -15,9 +15,9 @@ from imports import ROOT
 from tiny import GPT2_MODEL, TINY_MODEL, make_texts, tokenizer_params
 
 from lmcore.errors import DataError, ParameterError
-from lmcore.evaluate.benchmarks import SuiteFile
+from lmcore.evaluate.benchmarks import BenchmarkFile
 from lmcore.evaluate.loglikelihood import encode_pair
-from lmcore.evaluate.multiple_choice import measure_suite
+from lmcore.evaluate.multiple_choice import measure_benchmark
 from lmcore.export.hugging_face import export_model
 from lmcore.export.params import ExportParams
 from lmcore.model.gpt import GPT
@@ -147,9 +147,8 @@ def test_same_figures_three_ways(models: tuple[Any, Any], tasks: Path, monkeypat
             assert ours[task][f"{metric}_stderr,none"] == theirs[task][f"{metric}_stderr,none"]
     assert ours["own_words"]["perplexity,none"] == pytest.approx(theirs["own_words"]["perplexity,none"], rel=1e-5)
     model, tokenizer = models[0].model, models[0].text_tokenizer
-    stage = {
-        task: measure_suite(model, tokenizer, SuiteFile(task, tasks / f"{task}.jsonl", ""), None) for task in TASKS
-    }
+    files = [BenchmarkFile(task, tasks / f"{task}.jsonl", "") for task in TASKS]
+    stage = {file.name: measure_benchmark(model, tokenizer, file, None) for file in files}
     for task, pairs in {
         "own_choice": [("acc", "accuracy"), ("acc_norm", "accuracy_normalised")],
         "own_words": [("acc", "accuracy")],

@@ -137,8 +137,8 @@ def test_the_command(tmp_path: Path) -> None:
         "prompt",
         "logits",
         "next token",
-        "lmcore goes on",
-        "transformers goes on",
+        "lmcore continues",
+        "transformers continues",
         "the same",
     ]
     assert json.loads(lines[3].partition(":")[2]) == json.loads(lines[4].partition(":")[2])

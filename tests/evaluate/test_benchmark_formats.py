@@ -13,6 +13,7 @@ from lm_eval.tasks.hellaswag.utils import preprocess
 
 from lmcore.errors import DataError, ParameterError
 from lmcore.evaluate.benchmark_formats import Item, parse_item, read_items
+from lmcore.evaluate.benchmarks import list_formats
 
 HELLASWAG = {
     "ind": 24,
@@ -65,14 +66,14 @@ def write(path: Path, *records: Any) -> Path:
 
 @each_form
 def test_forms(record: dict[str, Any], item: Item, tmp_path: Path) -> None:
-    assert list(read_items(write(tmp_path / "a.jsonl", record, record))) == [item, item]
+    assert list(read_items(write(tmp_path / "a.jsonl", record, record), list_formats())) == [item, item]
 
 
 @pytest.mark.parametrize("name", ["piqa", "arc on Hugging Face", "hellaswag"])
 def test_parquet_is_the_same(name: str, tmp_path: Path) -> None:
     record, item = RECORDS[name]
     pq.write_table(pa.Table.from_pylist([record] * 3), tmp_path / "a.parquet")
-    assert list(read_items(tmp_path / "a.parquet")) == [item] * 3
+    assert list(read_items(tmp_path / "a.parquet", list_formats())) == [item] * 3
 
 
 @given(st.lists(st.text(alphabet="ab []title\n.É", max_size=30), min_size=5, max_size=5))
@@ -81,7 +82,7 @@ def test_hellaswag_is_put_together_as_by_lm_evaluation_harness(texts: list[str])
     record = {"activity_label": label, "ctx_a": first, "ctx_b": second, "ctx": "", "endings": endings, "label": "1"}
     # What its process_docs does to each document; a data set for each example would take a minute.
     query = preprocess(label + ": " + first + " " + second.capitalize())
-    assert parse_item(record) == Item(query, [preprocess(ending) for ending in endings], 1)
+    assert parse_item(record, list_formats()) == Item(query, [preprocess(ending) for ending in endings], 1)
 
 
 @pytest.mark.parametrize(
@@ -109,15 +110,15 @@ def test_what_is_no_item_is_named(content: bytes, message: str, tmp_path: Path) 
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
-        list(read_items(path))
+        list(read_items(path, list_formats()))
     assert "\n" not in str(caught.value)
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"a.jsonl is no file; a relative path begins at dvc.yaml's folder"):
-        list(read_items(tmp_path / "a.jsonl"))
+        list(read_items(tmp_path / "a.jsonl", list_formats()))
     with pytest.raises(ParameterError, match=r"a.txt is neither a .jsonl nor a .parquet file"):
-        list(read_items(tmp_path / "a.txt"))
+        list(read_items(tmp_path / "a.txt", list_formats()))
     (tmp_path / "a.parquet").write_bytes(b"PAR1 is what it begins with")
     with pytest.raises(DataError, match=r"a.parquet is damaged \("):
-        list(read_items(tmp_path / "a.parquet"))
+        list(read_items(tmp_path / "a.parquet", list_formats()))

@@ -12,9 +12,9 @@ from tiny import GPT2_MODEL, make_texts, tokenizer_params
 from lmcore.errors import ArtifactError, DataError
 from lmcore.evaluate import multiple_choice as choice
 from lmcore.evaluate.benchmark_formats import Item
-from lmcore.evaluate.benchmarks import SuiteFile
+from lmcore.evaluate.benchmarks import BenchmarkFile
 from lmcore.evaluate.loglikelihood import Score
-from lmcore.evaluate.multiple_choice import Tally, measure_suite
+from lmcore.evaluate.multiple_choice import BenchmarkScores, measure_benchmark
 from lmcore.files import sha256_file
 from lmcore.model.gpt import GPT
 from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
@@ -26,9 +26,9 @@ with torch.no_grad():
         weight += 0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(5))
 
 
-def write(path: Path, *records: dict[str, Any]) -> SuiteFile:
+def write(path: Path, *records: dict[str, Any]) -> BenchmarkFile:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return SuiteFile(path.stem, path, sha256_file(path))
+    return BenchmarkFile(path.stem, path, sha256_file(path))
 
 
 def make_records(count: int) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def make_records(count: int) -> list[dict[str, Any]]:
 
 def test_accuracies_of_known_scores() -> None:
     """Raw takes the likeliest, normalised the likeliest per character; of equal ones the first."""
-    tally = Tally()
+    tally = BenchmarkScores()
     item = Item("a", ["bb", "bbbbbbbb", "b"], 0)
     rows = [([-2, -4, -9], 0), ([-2, -4, -9], 1), ([-3, -3, -3], 0), ([-5, -5, -2], 2)]
     for loglikelihoods, gold in rows:
@@ -55,13 +55,13 @@ def test_accuracies_of_known_scores() -> None:
 
 
 def test_an_empty_choice_is_never_the_likeliest_per_character() -> None:
-    tally = Tally()
+    tally = BenchmarkScores()
     tally.add(Item("a", ["", "bb"], 1), [Score(-1.0, False), Score(-50.0, False)])
     assert tally.describe() == {"items": 1, "skipped": {}, "accuracy": 0.0, "accuracy_normalised": 1.0}
 
 
 def test_perplexity_of_known_scores() -> None:
-    tally = Tally()
+    tally = BenchmarkScores()
     scores = [Score(-1.0, True), Score(-2.0, False), Score(-6.0, False)]
     for score in scores:
         tally.add(Item("a", ["b"], 0), [score])
@@ -75,30 +75,31 @@ def test_perplexity_of_known_scores() -> None:
 def test_a_file_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the batches, and a part of it is its beginning."""
     suite = write(tmp_path / "own.jsonl", *make_records(30))
-    found = measure_suite(MODEL, BYTES, suite, None)
+    found = measure_benchmark(MODEL, BYTES, suite, None)
     assert found["items"] == 30
     assert found["sha256"] == suite.sha256
     monkeypatch.setattr(choice, "ITEMS_AT_ONCE", 7)
-    assert measure_suite(MODEL, BYTES, suite, None, batch_size=3) == found
+    assert measure_benchmark(MODEL, BYTES, suite, None, batch_size=3) == found
     part = write(tmp_path / "part.jsonl", *make_records(30)[:11])
-    assert measure_suite(MODEL, BYTES, suite, 11) == {**measure_suite(MODEL, BYTES, part, None), "sha256": suite.sha256}
+    expected = {**measure_benchmark(MODEL, BYTES, part, None), "sha256": suite.sha256}
+    assert measure_benchmark(MODEL, BYTES, suite, 11) == expected
 
 
 def test_what_cannot_be_measured_is_counted(tmp_path: Path) -> None:
     long = {"context": "a", "choices": ["b" * GPT2_MODEL.context_length, "b"], "gold": 0}
-    found = measure_suite(MODEL, BYTES, write(tmp_path / "own.jsonl", *make_records(3), long), None)
+    found = measure_benchmark(MODEL, BYTES, write(tmp_path / "own.jsonl", *make_records(3), long), None)
     assert found["items"] == 3
     assert found["skipped"] == {"choice_too_long": 1}
     with pytest.raises(DataError, match=r"own.jsonl: none of its items can be measured \(2: choice_too_long"):
-        measure_suite(MODEL, BYTES, write(tmp_path / "own.jsonl", long, long), None)
+        measure_benchmark(MODEL, BYTES, write(tmp_path / "own.jsonl", long, long), None)
 
 
 def test_two_kinds_in_one_file_are_refused(tmp_path: Path) -> None:
     suite = write(tmp_path / "own.jsonl", *make_records(3), {"text": "one two"})
     with pytest.raises(DataError, match=r"has items with one choice and items with several: give two files"):
-        measure_suite(MODEL, BYTES, suite, None)
+        measure_benchmark(MODEL, BYTES, suite, None)
 
 
 def test_anothers_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"vocabulary has 200 tokens, its tokenizer's 257"):
-        measure_suite(GPT(GPT2_MODEL, 200).eval(), BYTES, write(tmp_path / "own.jsonl", *make_records(3)), None)
+        measure_benchmark(GPT(GPT2_MODEL, 200).eval(), BYTES, write(tmp_path / "own.jsonl", *make_records(3)), None)

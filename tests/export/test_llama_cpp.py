@@ -10,24 +10,26 @@ import numpy as np
 import pytest
 import torch
 from export_models import CHOICES, CLASSIC, MODERN, TEXT, write_model
+from imports import ROOT
 from tiktoken_ext import openai_public
 
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.export.hugging_face import export_model
-from lmcore.export.llama_cpp import Numbers, name_file
+from lmcore.export.llama_cpp import GGUF_TYPES, GgufType, name_file
 from lmcore.export.llama_cpp_tokenizer import CL100K, find_pre_tokenizer
 from lmcore.export.params import ExportParams
 from lmcore.model.hf_architecture import hugging_face_architecture
 from lmcore.model.hf_mapping import named_weights
 from lmcore.model.save_load import load_model
+from lmcore.params import parse_section
 from lmcore.tokenizer.base import SAMPLE_TEXTS
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokenizer.pretrained import portable_pattern
 
-NUMBERS: list[Numbers] = ["f32", "f16", "q8_0"]
+NUMBERS = list(GGUF_TYPES)
 
 
-def export(folder: Path, numbers: Numbers, name: str = "tiny") -> tuple[Path, dict[str, Any]]:
+def export(folder: Path, numbers: str, name: str = "tiny") -> tuple[Path, dict[str, Any]]:
     params = ExportParams(name=name, dtype="float32", gguf=numbers)
     metrics = export_model(params, folder / "gpt", folder / "export", corpus={}, figures={})
     return folder / "export" / name_file(name), metrics
@@ -39,7 +41,7 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("numbers", NUMBERS)
 @pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
-def test_every_weight_is_there(tmp_path: Path, choices: dict[str, Any], numbers: Numbers) -> None:
+def test_every_weight_is_there(tmp_path: Path, choices: dict[str, Any], numbers: str) -> None:
     """By names and an order of rows that are written down here once more."""
     write_model(tmp_path / "gpt", choices)
     path, metrics = export(tmp_path, numbers)
@@ -110,7 +112,7 @@ def test_the_shape_and_the_tokenizer_are_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("numbers", NUMBERS)
-def test_the_same_model_gives_the_same_bytes(tmp_path: Path, numbers: Numbers) -> None:
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path, numbers: str) -> None:
     write_model(tmp_path / "gpt", MODERN)
     path, metrics = export(tmp_path, numbers)
     content = path.read_bytes()
@@ -123,7 +125,7 @@ def test_a_file_that_holds_something_else_never_appears(tmp_path: Path, monkeypa
     dequantize = gguf.dequantize
     monkeypatch.setattr(gguf, "dequantize", lambda data, kind: dequantize(data, kind) * np.float32(1.01))
     with pytest.raises(
-        ArtifactError, match=r"tiny\.gguf: .* read by gguf differs by .*, and rounding to Q8_0 explains"
+        ArtifactError, match=r"tiny\.gguf: .* read by gguf differs by .*, and rounding to q8_0 explains"
     ):
         export(tmp_path, "q8_0")
     assert not (tmp_path / "export").exists()
@@ -201,3 +203,20 @@ def test_llama_cpp_cuts_alike(tmp_path: Path, kind: str, settings: dict[str, Any
         found = theirs.tokenize(text.encode(), add_bos=False, special=False)
         assert found == ours.encode(text), text
         assert theirs.detokenize(found, special=True) == text.encode()
+
+
+def test_a_type_is_added_by_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp's bf16, of eight bits."""
+    monkeypatch.setitem(GGUF_TYPES, "bf16", GgufType(32, 2.0**-8, 0.0))
+    write_model(tmp_path / "gpt", MODERN)
+    path, metrics = export(tmp_path, "bf16")
+    kinds = {tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+    assert kinds == {"F32", "BF16"}
+    assert metrics["gguf_max_abs_weight_difference"] > 0
+    with pytest.raises(ParameterError, match=r"export\.gguf='q8_1': must be .* did you mean q8_0\?"):
+        parse_section(ExportParams, "export", {"name": "tiny", "dtype": "float32", "gguf": "q8_1"})
+
+
+def test_every_type_is_documented() -> None:
+    docs = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    assert f"NAME.gguf: {' | '.join(GGUF_TYPES)} (" in docs

@@ -1,7 +1,6 @@
 """The decoding engine against recomputing everything: alone, side by side, drafted, at the edges of the context."""
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from itertools import islice
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import GPT2_MODEL, TINY_MODEL, sharpen
 
-from lmcore.generate.decoder import Decoder, Request, Token, measure_logprobs
+from lmcore.generate.decoder import ActiveSequence, Decoder, Request, Token, measure_logprobs
 from lmcore.generate.prompt_lookup import LONGEST_MATCH, PromptLookup
 from lmcore.generate.sampling import Sampling
 from lmcore.model.gpt import GPT
@@ -111,24 +110,25 @@ def test_drafts_change_nothing_but_the_number_of_forwards(blocks: str, sampling:
     model = build_model(blocks)
     # A penalty below 1, and greedy decoding of such a model, repeat themselves, which lookup finds.
     requests = [Request([5, 6, 7, 5, 6, 7, 5, *random_tokens(n)], 60, sampling, n) for n in (0, 1, 4, 30)]
-    decoder = Decoder(model, batch=4, end_of_text=NEVER, open_drafts=PromptLookup, draft_tokens=3)
+    decoder = Decoder(model, batch=4, end_of_text=NEVER, draft_tokens=3)
     drafted: list[list[int]] = [[] for _ in requests]
     for token in decoder.decode(requests):
         drafted[token.key].append(token.token)
     assert drafted == decode(model, requests)
-    assert decoder.tally.tokens == 4 * 60
-    assert decoder.tally.forwards + decoder.tally.accepted == decoder.tally.tokens
-    assert 0 < decoder.tally.accepted < decoder.tally.drafted
+    assert decoder.stats.tokens == 4 * 60
+    assert decoder.stats.forwards + decoder.stats.accepted == decoder.stats.tokens
+    assert 0 < decoder.stats.accepted < decoder.stats.drafted
 
 
-class Oracle:
+class Oracle(Decoder):
     """Proposes what it was told will come, with a mistake in every `period`-th token."""
 
-    def __init__(self, text: Sequence[int], period: int) -> None:
-        self.text, self.period = text, period
+    text: Sequence[int]
+    period: int
 
-    def propose(self, tokens: Sequence[int], count: int) -> list[int]:
-        places = range(len(tokens), min(len(self.text), len(tokens) + count))
+    def _propose(self, sequence: ActiveSequence, count: int) -> list[int]:
+        length = len(sequence.tokens)
+        places = range(length, min(len(self.text), length + count))
         return [self.text[at] + (at % self.period == 0) for at in places]
 
 
@@ -138,10 +138,10 @@ def test_any_source_of_drafts_is_checked(draft_tokens: int, sampling: Sampling) 
     model, request = build_model("modern"), Request([1, 2, 3], 50, sampling, seed=4)
     plain = alone(model, request)
     for period in (1, 3, 1000):  # all wrong, some wrong, all right
-        source = partial(Oracle, [1, 2, 3, *plain], period)
-        decoder = Decoder(model, batch=1, end_of_text=NEVER, open_drafts=source, draft_tokens=draft_tokens)
+        decoder = Oracle(model, batch=1, end_of_text=NEVER, draft_tokens=draft_tokens)
+        decoder.text, decoder.period = [1, 2, 3, *plain], period
         assert [token.token for token in decoder.decode([request])] == plain
-        accepted = decoder.tally.accepted
+        accepted = decoder.stats.accepted
         assert accepted == 0 if period == 1 else accepted > 0
 
 
@@ -164,7 +164,7 @@ def test_drafts_for_one_row_leave_room_for_the_others() -> None:
     """The cache holds just what the texts need, and one of them is at its end while another is drafted for."""
     model = build_model(context_length=64)
     requests = [Request(random_tokens(20), 10, GREEDY), Request([3, 4, 5, 3, 4, 5, 3], 23, GREEDY)]
-    drafted = decode(model, requests, capacity=30, open_drafts=PromptLookup, draft_tokens=6)
+    drafted = decode(model, requests, capacity=30, draft_tokens=6)
     assert drafted == decode(model, requests)
 
 

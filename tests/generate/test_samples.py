@@ -1,13 +1,35 @@
-"""The samples of a list of prompts: seeds, any text as a prompt, endings."""
+"""The samples of a list of prompts: seeds, any text as a prompt, endings; their page, lines and metrics."""
+
+import json
+import re
+from itertools import islice
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from imports import ROOT
 from tiny import GPT2_MODEL, sharpen, tokenizer_params
+from torch import nn
 
-from lmcore.errors import ArtifactError
+from lmcore.errors import ArtifactError, ParameterError
+from lmcore.generate.decoder import ActiveSequence, Decoder, DecodingStats
+from lmcore.generate.open_decoder import DECODERS
 from lmcore.generate.params import SampleParams
-from lmcore.generate.samples import Sample, draw_samples
+from lmcore.generate.quantize import WEIGHT_TYPES, convert_weights
+from lmcore.generate.samples import (
+    Sample,
+    distinct_share,
+    draw_samples,
+    fence,
+    measure_samples,
+    render_json_lines,
+    render_markdown,
+)
+from lmcore.generate.text_stream import Completion
 from lmcore.model.gpt import GPT
+from lmcore.params import parse_section
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
@@ -126,3 +148,114 @@ def test_a_samples_logprob_is_the_models_own(tokenizer: Tokenizer) -> None:
 def test_a_long_prompt_is_told_once(tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     draw(tokenizer, ["x" * 17], samples_per_prompt=3)
     assert capsys.readouterr().err.count("continued from") == 1
+
+
+PARAMS = SampleParams(prompts=["", "a\n```b"], max_new_tokens=4, temperature=0.8)
+SAMPLES = [
+    Sample("", 1, 11, Completion("xyxy", [1, 2, 1, 2], "length")),
+    Sample("", 2, 12, Completion("x", [1], "end_of_text")),
+    Sample("a\n```b", 1, 13, Completion("\u2028````", [3, 3, 3, 3], "length", -5.12345)),
+    Sample("a\n```b", 2, 14, Completion("\ufffd", [4, 5, 6, 7], "stop")),
+]
+
+
+@given(st.text(alphabet="`a\n", max_size=40))
+def test_no_text_closes_its_fence(text: str) -> None:
+    opening, *inside, closing = fence(text).split("\n")
+    assert opening == closing + "text"
+    assert set(closing) == {"`"}
+    assert len(closing) >= 3
+    assert "\n".join(inside) == text
+    assert closing not in text
+
+
+def test_page() -> None:
+    page = render_markdown(PARAMS, SAMPLES)
+    assert "| temperature | 0.8 |\n| top_k |  |\n| top_p | 0.9 |" in page
+    assert "## Prompt 1\n\nEmpty: a new document.\n\n### Sample 1.1: 4 new tokens, stopped at the length" in page
+    assert "### Sample 1.2: 1 new tokens, stopped at its end of text\n\n```text\nx\n```\n" in page
+    assert "## Prompt 2\n\n````text\na\n```b\n````\n" in page
+    assert "`````text\na\n```b\u2028````\n`````\n" in page
+    assert page.count("\n## ") == 2
+    assert page.count("\n### ") == 4
+
+
+def test_lines() -> None:
+    lines = render_json_lines(SAMPLES).splitlines()  # splits at U+2028 too, were it not escaped
+    assert len(lines) == 4
+    assert json.loads(lines[2]) == {
+        "prompt": "a\n```b",
+        "sample": 1,
+        "text": "a\n```b\u2028````",
+        "tokens": 4,
+        "logprob": -5.1235,
+        "seed": 13,
+        "finish": "length",
+    }
+
+
+def test_metrics() -> None:
+    assert measure_samples(SAMPLES, DecodingStats()) == {
+        "samples": 4,
+        "tokens": 13,
+        "distinct_1": round(7 / 13, 6),
+        "distinct_2": round(6 / 9, 6),
+        "distinct_3": round(5 / 6, 6),
+    }
+    stats = DecodingStats(forwards=9, tokens=13, drafted=20, accepted=4)
+    assert measure_samples(SAMPLES, stats)["tokens_per_forward"] == 1.444444
+
+
+@given(st.lists(st.lists(st.integers(0, 5), max_size=12), max_size=4), st.integers(1, 3))
+def test_distinct_share_counts_slices(texts: list[list[int]], n: int) -> None:
+    slices = [tuple(text[start : start + n]) for text in texts for start in range(len(text) - n + 1)]
+    expected = len(set(slices)) / len(slices) if slices else 0.0
+    assert distinct_share(texts, n) == pytest.approx(expected)
+
+
+def test_all_different_tokens_are_fully_distinct() -> None:
+    assert distinct_share([list(islice(range(100), 50))], 2) == 1.0
+
+
+class Reversing(Decoder):
+    """A decoder from outside, which proposes the text so far backwards."""
+
+    drafts_by_itself = True
+
+    def __init__(self, model: GPT, **options: Any) -> None:
+        super().__init__(model, draft_tokens=2, **options)
+
+    def _propose(self, sequence: ActiveSequence, count: int) -> list[int]:
+        return sequence.tokens[::-1][:count]
+
+
+def test_a_decoder_and_a_weight_type_are_added_by_an_entry(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parameters permit them, a typing error is told the nearest name, and samples are drawn with them."""
+    monkeypatch.setitem(DECODERS, "reversing", Reversing)
+    monkeypatch.setitem(WEIGHT_TYPES, "zero", lambda model: nn.init.zeros_(model.token_embedding.weight))
+    values = SampleParams(prompts=["ab"], draft_tokens=None, temperature=1.5, max_new_tokens=40).model_dump()
+    params = parse_section(SampleParams, "sample", {**values, "decoder": "reversing", "weights": "zero"})
+    samples, stats = draw_samples(build_model(), tokenizer, params)
+    assert samples == draw_samples(build_model(), tokenizer, params.model_copy(update={"decoder": "plain"}))[0]
+    assert stats.drafted > 0
+    zeroed, _ = draw_samples(convert_weights(build_model(), params.weights), tokenizer, params)
+    assert [one.text for one in zeroed] != [one.text for one in samples]
+    for key, wrong, known in [("decoder", "reversng", "reversing"), ("weights", "zeros", "zero")]:
+        with pytest.raises(ParameterError, match=rf"sample\.{key}='{wrong}': must be .* did you mean {known}\?"):
+            parse_section(SampleParams, "sample", {**values, key: wrong})
+    with pytest.raises(
+        ParameterError, match=r"sample\.draft_tokens=2: sample\.decoder=reversing has draft tokens of its"
+    ):
+        parse_section(SampleParams, "sample", {**values, "decoder": "reversing", "draft_tokens": 2})
+
+
+@pytest.mark.parametrize(("key", "registry"), [("decoder", DECODERS), ("weights", WEIGHT_TYPES)])
+def test_every_name_is_documented(key: str, registry: dict[str, Any]) -> None:
+    docs = (ROOT / "docs/decoding.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| `{key}` \|.*$", docs, re.M)
+    (line,) = re.findall(rf"^  {key}: .*$", (ROOT / "params.yaml").read_text(encoding="utf-8"), re.M)
+    for name in registry:
+        assert f"`{name}`" in row
+        assert re.search(rf"\b{name}\b", line.partition("#")[2])

@@ -11,8 +11,8 @@ import pytest
 from serving import MODEL_NAME, Served, Start, is_idle, serving, wait_until
 
 from lmcore.model.gpt import GPT
-from lmcore.serve.engine import NEVER_COME
-from lmcore.serve.params import MOST_BODY_BYTES
+from lmcore.serve.engine import ENGINE_FAILED
+from lmcore.serve.params import MAX_BODY_BYTES
 from lmcore.tokenizer.base import Tokenizer
 
 pytestmark = pytest.mark.xdist_group("serve")
@@ -128,7 +128,7 @@ def test_a_large_body_is_not_read(served: Served) -> None:
     assert "larger than 4,194,304 bytes" in answer.json()["error"]["message"]
 
     def pieces() -> Any:  # of no announced length
-        for _ in range(MOST_BODY_BYTES // 65536 + 2):
+        for _ in range(MAX_BODY_BYTES // 65536 + 2):
             yield b"a" * 65536
 
     headers = {"Content-Type": "application/json"}
@@ -137,7 +137,7 @@ def test_a_large_body_is_not_read(served: Served) -> None:
 
 
 def test_a_full_queue(start: Start) -> None:
-    """What does not fit behind those in work is refused at once, and gets in when there is room again."""
+    """What does not fit behind the active ones is refused at once, and accepted when there is room again."""
     served = start(delay=0.05, **LIMITS)
     client = served.client()
     values: dict[str, Any] = {"model": MODEL_NAME, "prompt": "a", "max_tokens": 90, "stream": True}
@@ -145,7 +145,7 @@ def test_a_full_queue(start: Start) -> None:
     with pytest.raises(openai.BadRequestError, match="takes at most 16"):
         client.completions.create(model=MODEL_NAME, prompt="a", n=17)
     with pytest.raises(
-        openai.RateLimitError, match=r"\d texts are in work or waiting, of 16, and this asks for 16"
+        openai.RateLimitError, match=r"\d texts are active or waiting, of 16, and this asks for 16"
     ) as caught:
         client.completions.create(model=MODEL_NAME, prompt="a", n=16)
     assert caught.value.response.headers["Retry-After"] == "1"
@@ -203,7 +203,7 @@ def test_a_failed_engine_answers_all_and_says_so(start: Start) -> None:
     served.engine.decoder.step = fail  # type: ignore[method-assign]
     for body in ({"prompt": "a"}, {"prompt": "a", "stream": True}):
         answer = served.post(body)
-        assert (answer.status_code, answer.json()["error"]["message"]) == (500, NEVER_COME)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (500, ENGINE_FAILED)
     with pytest.raises(openai.APIError, match="the model failed"):
         list(stream)
     health = httpx.get(f"{served.address}/health")

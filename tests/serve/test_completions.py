@@ -109,7 +109,7 @@ def test_drafts_change_nothing(served: Served, start: Start) -> None:
             choice.logprobs.tokens for choice in second.choices
         ]
         assert first.usage == second.usage
-    assert drafting.engine.decoder.tally.accepted > 0
+    assert drafting.engine.decoder.stats.accepted > 0
 
 
 def test_a_text_ends_before_its_stop_string(served: Served) -> None:

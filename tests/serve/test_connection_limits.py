@@ -86,7 +86,7 @@ def test_a_thousand_silent_connections_keep_nobody_out(start: Start, monkeypatch
 
 
 def test_whoever_is_silent_for_longest_makes_room(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 5)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 5)
     served = start(delay=0.01)
     silent = [served.connect() for _ in range(5)]
     assert is_well(served)
@@ -97,7 +97,7 @@ def test_whoever_is_silent_for_longest_makes_room(start: Start, monkeypatch: pyt
 
 
 def test_more_than_can_be_served_are_told_so(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 3)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 3)
     served = start(delay=0.01)
     clients = [served.connect() for _ in range(3)]
     for client in clients:

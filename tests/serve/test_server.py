@@ -21,7 +21,7 @@ from lmcore.model.gpt import GPT
 from lmcore.model.save_load import save_model
 from lmcore.params import read_params
 from lmcore.serve.open_model import open_model
-from lmcore.serve.params import Settings
+from lmcore.serve.params import ServerParams
 from lmcore.serve.server import API_KEY_VARIABLE, bind, read_api_key, serve
 from lmcore.tokenizer.base import Tokenizer
 
@@ -148,16 +148,23 @@ def test_models_that_cannot_be_had(project: Path) -> None:
     values = read_params(project / "params.yaml")
     with pytest.raises(ParameterError, match=r"nowhere: .* is not a folder"):
         open_model("nowhere", values, "float32", **options)
+    with pytest.raises(ParameterError, match=r"--weights int4: must be one of float32, bfloat16, int8"):
+        open_model("models/gpt", values, "int4", **options)
     (project / "models/gpt/tokenizer.json").unlink()
     with pytest.raises(ArtifactError, match=r"tokenizer\.json does not exist"):
         open_model("models/gpt", values, "float32", **options)
 
 
-def test_an_open_door_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_without_a_key_warns(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options: dict[str, Any] = {"batch": 1, "draft_tokens": None, "compile": False}
     for host, key, is_told in [("0.0.0.0", None, True), ("0.0.0.0", "key", False), ("127.0.0.1", None, False)]:
         with pytest.raises(ParameterError, match="nowhere"):
-            serve(Settings("nowhere", host, 0, api_key=key), read_params(project / "params.yaml"), "float32", **options)
+            serve(
+                ServerParams("nowhere", host, 0, api_key=key),
+                read_params(project / "params.yaml"),
+                "float32",
+                **options,
+            )
         told = capsys.readouterr().err
         assert told.count("\n") == is_told
         assert ("may use the model: set LMCORE_API_KEY or --api-key-file" in told) == is_told
@@ -184,4 +191,4 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("host", "is_local"), [("127.0.0.2", True), ("::1", True), ("0.0.0.0", False), ("::", False)])
 def test_who_reaches_it(host: str, is_local: bool) -> None:
-    assert Settings("model", host).is_local == is_local
+    assert ServerParams("model", host).is_local == is_local

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import openai
 
-from lmcore.generate.samples import open_decoder
+from lmcore.generate.open_decoder import open_decoder
 from lmcore.model.gpt import GPT
 from lmcore.serve.engine import Engine
-from lmcore.serve.params import Settings
+from lmcore.serve.params import ServerParams
 from lmcore.serve.server import bind, build_server
 from lmcore.tokenizer.base import Tokenizer
 
@@ -55,11 +55,11 @@ Start = Callable[..., Served]
 
 @contextmanager
 def serving(
-    model: GPT, tokenizer: Tokenizer, batch: int = 8, draft_tokens: int | None = None, **settings: Any
+    model: GPT, tokenizer: Tokenizer, batch: int = 8, draft_tokens: int | None = None, **params: Any
 ) -> Iterator[Served]:
     """A server in a thread, which must end well."""
     decoder = open_decoder(model, tokenizer, batch=batch, draft_tokens=draft_tokens)
-    server = build_server(decoder, tokenizer, Settings(MODEL_NAME, **{"grace": 5.0, **settings}))
+    server = build_server(decoder, tokenizer, ServerParams(MODEL_NAME, **{"grace": 5.0, **params}))
     bound = bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([bound],))
     thread.start()
@@ -83,4 +83,4 @@ def wait_until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
 def is_idle(served: Served) -> bool:
     """Whether the engine holds no text, by what it tells Prometheus, and its decoder no row."""
     names = ("lmcore_waiting_texts", "lmcore_running_texts")
-    return not any(served.read_metric(name) for name in names) and not served.engine.decoder.rows
+    return not any(served.read_metric(name) for name in names) and not served.engine.decoder.active
