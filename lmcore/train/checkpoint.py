@@ -8,7 +8,6 @@ uses every core, that thread's time on one of them is paid as well.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -24,22 +23,10 @@ from torch import Tensor
 
 from lmcore.errors import FULL_DISK, ArtifactError
 from lmcore.files import read_json, sha256_file, write_file, write_json
+from lmcore.model.weights import lay_out_tensors
 from lmcore.runtime.progress import warn
 
 FORMAT = 1
-# What safetensors calls the types that a training's state may have.
-TYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 class Seal(BaseModel, frozen=True, extra="forbid"):
@@ -66,20 +53,15 @@ class Image:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        entries, end = {}, 0
-        # The widest types first, so that each tensor begins at a multiple of its elements' width.
-        for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
-            begin, end = end, end + tensor.numel() * tensor.element_size()
-            shape = list(tensor.shape)
-            entries[name] = {"dtype": TYPE_NAMES[tensor.dtype], "shape": shape, "data_offsets": [begin, end]}
-        header = json.dumps(entries).encode()
-        header += b" " * (-len(header) % 8)
-        header = len(header).to_bytes(8, "little") + header
+        header, places = lay_out_tensors({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
+        end = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         whole = torch.empty(len(header) + end, dtype=torch.uint8)
         whole[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
-        places = {name: whole[len(header) :][slice(*entry["data_offsets"])] for name, entry in entries.items()}
+        body = whole[len(header) :]
         self.content = whole.numpy().data
-        self.views = {name: places[name].view(tensor.dtype).view(tensor.shape) for name, tensor in tensors.items()}
+        self.views = {
+            name: body[places[name]].view(tensor.dtype).view(tensor.shape) for name, tensor in tensors.items()
+        }
 
     def fits(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether these have the names, types and shapes that it was made for."""

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lmcore.files import write_file
 from lmcore.train import checkpoint
-from lmcore.train.checkpoint import FORMAT, TYPE_NAMES, Checkpoints
+from lmcore.model.weights import TYPE_NAMES
+from lmcore.train.checkpoint import FORMAT, Checkpoints
 
 State = dict[str, Tensor]
 
