@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticKnownError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -43,6 +43,23 @@ def _integral(value: object) -> object:
 
 Int = Annotated[int, BeforeValidator(_integral)]
 AutoOrCount = Literal["auto"] | Annotated[Int, Field(ge=1)]
+
+
+def choice(registry: Mapping[str, object]) -> BeforeValidator:
+    """Return a validator that permits the names of `registry`; the message is that of a Literal.
+
+    As `quality: Annotated[str, choice(FILTERS)]`. The registry is read whenever a value is checked, so that an entry
+    that is added later is permitted too.
+    """
+
+    def check(value: object) -> object:
+        if isinstance(value, str) and value in registry:
+            return value
+        *first, last = [f"'{name}'" for name in registry]
+        expected = f"{', '.join(first)} or {last}" if first else last
+        raise PydanticKnownError("literal_error", {"expected": expected})
+
+    return BeforeValidator(check)
 
 
 class Section(BaseModel):

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
@@ -11,8 +11,10 @@ from pydantic import Field
 
 from lmcore.errors import ParameterError
 from lmcore.model.params import ModelParams
-from lmcore.params import Int, Section, flatten, parse_section, read_params, read_section
+from lmcore.params import Int, Section, choice, flatten, parse_section, read_params, read_section
 from lmcore.train.params import LENGTHS, TrainParams
+
+OVENS: dict[str, object] = {"gas": object(), "electric": object()}
 
 
 class Cooking(Section):
@@ -27,6 +29,8 @@ class Cooking(Section):
     spices: list[str]
     stove: Literal["gas", "electric"]
     timer: Literal["auto"] | bool | None
+    oven: Annotated[str, choice(OVENS)]
+    grill: Annotated[str, choice(OVENS)] | None
 
 
 VALUES: dict[str, Any] = {
@@ -39,6 +43,8 @@ VALUES: dict[str, Any] = {
     "spices": ["dill", "salt"],
     "stove": "gas",
     "timer": "auto",
+    "oven": "gas",
+    "grill": None,
 }
 
 # YAML 1.2 as DVC reads it. PyYAML's YAML 1.1 has most of these otherwise.
@@ -124,8 +130,12 @@ MISTAKES: list[tuple[dict[Any, Any], str]] = [
     ({"stove": "electrik"}, "cooking.stove='electrik': must be 'gas' or 'electric', did you mean electric\\?"),
     ({"stove": 220}, "cooking.stove=220: must be 'gas' or 'electric'"),
     ({"timer": "no"}, "cooking.timer='no': must be 'auto' or true or false"),
+    ({"oven": "electrik"}, "cooking.oven='electrik': must be 'gas' or 'electric', did you mean electric\\?"),
+    ({"oven": ["wood"]}, r"cooking\.oven=\['wood'\]: must be 'gas' or 'electric'"),
+    ({"oven": None}, "cooking.oven is empty: must be 'gas' or 'electric'"),
+    ({"grill": 220}, "cooking.grill=220: must be 'gas' or 'electric'"),
     ({"minuts": 8}, "cooking.minuts=8: unknown key, did you mean cooking.minutes\\?"),
-    ({"xyz": 8}, "cooking.xyz=8: unknown key, known keys: minutes, guests, heat, .*, timer"),
+    ({"xyz": 8}, "cooking.xyz=8: unknown key, known keys: minutes, guests, heat, .*, grill"),
     ({7: 8}, "cooking.7=8: unknown key, known keys: minutes, .*"),
     ({"lid": 1, "dish": 10}, "cooking.lid=1: must be true or false; cooking.dish=10: must be text"),
 ]
@@ -136,6 +146,14 @@ def test_a_mistake_is_one_line_with_path_value_and_rule(change: dict[Any, Any], 
     with pytest.raises(ParameterError, match=f"^{message}$") as caught:
         parse_section(Cooking, "cooking", {**VALUES, **change})
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_entry_that_is_added_to_a_registry_is_permitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OVENS, "wood", object())
+    assert parse_section(Cooking, "cooking", {**VALUES, "oven": "wood", "grill": "wood"}).oven == "wood"
+    message = r"^cooking\.oven='wod': must be 'gas', 'electric' or 'wood', did you mean wood\?$"
+    with pytest.raises(ParameterError, match=message):
+        parse_section(Cooking, "cooking", {**VALUES, "oven": "wod"})
 
 
 @pytest.mark.parametrize("key", VALUES)
