@@ -6,7 +6,7 @@ The code is for one device; data parallelism and sharding are applied from outsi
 """
 
 import math
-from typing import Literal, Self
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -124,25 +124,17 @@ class Block(nn.Module):
         return output
 
 
-class Output(tuple[Tensor, Tensor | None]):
-    """`logits, loss = model(x, y)` in every mode; what else a mode gives has names."""
+class TidarOutput(NamedTuple):
+    """Logits of a text and of the masks behind it, (B, T, V) and (B, T', V); with targets the losses.
+
+    Row t of both stands for the token at position t + 1.
+    """
 
     logits: Tensor
-    loss: Tensor | None
-    diffusion_logits: Tensor | None  # (B, T', V), row t for the token at position t + 1
-    ar_loss: Tensor | None
-    diffusion_loss: Tensor | None
-
-    def __new__(cls, logits: Tensor, loss: Tensor | None = None, **parts: Tensor | None) -> Self:
-        """The pair, and its parts by their names."""
-        output = super().__new__(cls, (logits, loss))
-        names = {"diffusion_logits": None, "ar_loss": None, "diffusion_loss": None, **parts}
-        output.__dict__.update(names, logits=logits, loss=loss)
-        return output
-
-    def __getnewargs__(self) -> tuple[Tensor, Tensor | None]:
-        """What `__new__` takes, for copies."""
-        return self.logits, self.loss
+    diffusion_logits: Tensor
+    loss: Tensor | None = None
+    ar_loss: Tensor | None = None
+    diffusion_loss: Tensor | None = None
 
 
 class GPT(nn.Module):
@@ -271,38 +263,44 @@ class GPT(nn.Module):
         targets: Tensor | None = None,
         cache: Extension | None = None,
         mode: Literal["ar", "diffusion", "both"] = "ar",
-    ) -> Output:
+    ) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V) and, with `targets` (B, T), the mean cross-entropy in nats per token.
 
         | mode      | logits                                            | loss                                     |
         |-----------|---------------------------------------------------|------------------------------------------|
         | ar        | of the text, a plain GPT's                        | autoregressive                           |
         | diffusion | of masks in blocks side by side, in one forward   | diffusion                                |
-        | both      | of the text; the masks' in `diffusion_logits`     | (ar + weight x diffusion) / (1 + weight) |
+        | both      | of the text                                       | (ar + weight x diffusion) / (1 + weight) |
 
-        Row t of the masks stands for the token after `tokens[:, t]`, as the text's does, and sees the text up to the
-        first of its block. Learned positions end with the context, and so may the last block. Training uses
-        `LanguageModelLoss`, which does without the logits of a whole batch.
+        `forward_tidar` returns the parts of the last two by name. Training uses `LanguageModelLoss`, which does without
+        the logits of a whole batch.
         """
         if mode == "ar":
             logits = self.logits(self.hidden(tokens, cache))
-            return Output(logits, None if targets is None else measure_cross_entropy(logits, targets))
+            return logits, None if targets is None else measure_cross_entropy(logits, targets)
         assert cache is None
+        output = self.forward_tidar(tokens, targets)
+        if mode == "diffusion":
+            return output.diffusion_logits, output.diffusion_loss
+        return output.logits, output.loss
+
+    def forward_tidar(self, tokens: Tensor, targets: Tensor | None = None) -> TidarOutput:
+        """Logits and losses of `tokens` (B, T) with blocks of masks side by side, in one forward pass.
+
+        Row t of the masks sees the text up to the first token of its block. Learned positions end with the context, and
+        so may the last block.
+        """
         size, time = self.params.diffusion.block_size, tokens.shape[1]
         assert size is not None, "a model without masks: set model.diffusion.block_size"
         last = self.params.context_length - size if self.params.position == "learned" else time
         blocks = torch.arange(0, min(time, last), size, device=tokens.device).expand(len(tokens), -1)
         hidden = self.hidden(tokens, blocks=blocks)
-        guesses = self.logits(hidden[:, time : 2 * time])
-        diffusion = None if targets is None else measure_cross_entropy(guesses, targets[:, : guesses.shape[1]])
-        if mode == "diffusion":
-            return Output(guesses, diffusion, diffusion_logits=guesses, diffusion_loss=diffusion)
-        logits = self.logits(hidden[:, :time])
-        if targets is None or diffusion is None:
-            return Output(logits, diffusion_logits=guesses)
+        logits, masks_logits = self.logits(hidden[:, :time]), self.logits(hidden[:, time : 2 * time])
+        if targets is None:
+            return TidarOutput(logits, masks_logits)
         ar, weight = measure_cross_entropy(logits, targets), self.params.diffusion.weight
-        loss = (ar + weight * diffusion) / (1 + weight)
-        return Output(logits, loss, diffusion_logits=guesses, ar_loss=ar, diffusion_loss=diffusion)
+        diffusion = measure_cross_entropy(masks_logits, targets[:, : masks_logits.shape[1]])
+        return TidarOutput(logits, masks_logits, (ar + weight * diffusion) / (1 + weight), ar, diffusion)
 
     @classmethod
     def outline(cls, params: ModelParams, vocab_size: int) -> "GPT":

@@ -1,6 +1,5 @@
 """TiDAR's masks, exactly: what sees what, in training as in decoding, and wrong readings, which must show."""
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,10 +59,10 @@ def test_the_text_is_that_of_a_plain_gpt(name: str) -> None:
     """T1: with masks behind it, and in the same model without a row for them."""
     model, tokens = build(name), text()
     hidden = model.hidden(tokens, blocks=torch.tensor([[0, 3, 7], [1, 2, 6]]))
-    assert_same(model.logits(hidden[:, :TIME]), model(tokens).logits)
+    assert_same(model.logits(hidden[:, :TIME]), model(tokens)[0])
     weights = {key: weight for key, weight in model.state_dict().items() if key != "mask_embedding.weight"}
     plain = GPT.of_weights(MODELS[name], VOCABULARY, weights, end_of_text=END)
-    assert torch.equal(model(tokens).logits, plain(tokens).logits)
+    assert torch.equal(model(tokens)[0], plain(tokens)[0])
 
 
 def find_influences(model: GPT) -> Tensor:
@@ -71,8 +70,7 @@ def find_influences(model: GPT) -> Tensor:
     tokens = text(1)
 
     def compute(tokens: Tensor) -> Tensor:
-        output = model(tokens, mode="both")
-        assert output.diffusion_logits is not None
+        output = model.forward_tidar(tokens)
         return torch.cat((output.logits, output.diffusion_logits), dim=1)[0]
 
     before = compute(tokens)
@@ -202,11 +200,11 @@ def test_one_step_is_many_fresh_forwards(name: str) -> None:
     for row, prefix in enumerate(PREFIXES):
         for right in range(4):
             fresh = torch.cat((prefix, DRAFTS[row, :right]))
-            assert_same(logits[row, right], model(fresh[None]).logits[0, -1])
+            assert_same(logits[row, right], model(fresh[None])[0][0, -1])
             assert_same(blocks[row, right], guess_after(model, fresh))
             after = torch.tensor([[8, 9]])
-            goes_on = model(after, cache=cache.extend([len(fresh)], 2, row)).logits
-            assert_same(goes_on, model(torch.cat((fresh[None], after), dim=1)).logits[:, -2:])
+            goes_on = model(after, cache=cache.extend([len(fresh)], 2, row))[0]
+            assert_same(goes_on, model(torch.cat((fresh[None], after), dim=1))[0][:, -2:])
             cache, _ = take_step(model, PREFIXES, DRAFTS, FUSED, torch.arange(20))
 
 
@@ -270,14 +268,16 @@ def test_rows_of_the_call_that_people_know_stand_for_its_targets(name: str) -> N
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     logits, loss = model(inputs, targets)
     guesses, guess_loss = model(inputs, targets, mode="diffusion")
-    both = model(inputs, targets, mode="both")
-    assert_same(both[0], logits)
-    assert_same(both.diffusion_logits, guesses)
-    assert_same(both.ar_loss, loss)
-    assert_same(both.diffusion_loss, guess_loss)
-    assert_same(both.loss, (loss + 0.5 * guess_loss) / 1.5)
-    assert copy.copy(both) == both
-    assert len(model(inputs)) == len(model(inputs, mode="diffusion")) == len(both) == 2
+    both_logits, both_loss = model(inputs, targets, mode="both")
+    parts = model.forward_tidar(inputs, targets)
+    assert_same(both_logits, logits)
+    assert_same(both_loss, (loss + 0.5 * guess_loss) / 1.5)
+    assert_same(parts.logits, logits)
+    assert_same(parts.diffusion_logits, guesses)
+    assert_same(parts.ar_loss, loss)
+    assert_same(parts.diffusion_loss, guess_loss)
+    assert_same(parts.loss, both_loss)
+    assert model(inputs)[1] is model(inputs, mode="diffusion")[1] is model(inputs, mode="both")[1] is None
     for block in range(TIME // SIZE):
         rows = slice(block * SIZE, (block + 1) * SIZE)
         for row in range(2):
@@ -294,7 +294,7 @@ def test_learned_positions_end_with_the_context() -> None:
 
 
 def model_rows(model: GPT, tokens: Tensor) -> int:
-    return model(tokens, tokens, mode="diffusion").logits.shape[1]
+    return model(tokens, tokens, mode="diffusion")[0].shape[1]
 
 
 def test_without_a_mask_row_there_is_no_guessing() -> None:
@@ -307,7 +307,7 @@ def test_the_mask_is_an_input_alone_and_learns() -> None:
     """T12, and that the other weights are drawn as without it."""
     with torch.enable_grad():
         model = GPT(with_blocks(LEARNT), VOCABULARY, 1)
-        output = model(text(), text(), mode="both")
+        output = model.forward_tidar(text(), text())
         output.loss.backward()
     assert output.logits.shape[-1] == output.diffusion_logits.shape[-1] == VOCABULARY
     assert model.mask_embedding.weight.grad.abs().sum() > 0

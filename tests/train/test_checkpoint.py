@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lmcore.files import write_file
-from lmcore.train import checkpoint
 from lmcore.model.weights import TYPE_NAMES
+from lmcore.train import checkpoint
 from lmcore.train.checkpoint import FORMAT, Checkpoints
 
 State = dict[str, Tensor]
