@@ -13,7 +13,7 @@ from lmcore.model import attention, gpt
 from lmcore.model.attention import attend
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
-from lmcore.model.tidar import FusedMask, Layout, Sight, lay_out, spread_masks
+from lmcore.model.tidar import FusedMask, Layout, TidarMask, lay_out, spread_masks
 
 SIZE, TIME, VOCABULARY, END = 4, 12, 11, 3
 # In float64 and without QK-norm, which computes in float32: what is the same is so to the last few bits.
@@ -58,7 +58,7 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
 def test_the_text_is_that_of_a_plain_gpt(name: str) -> None:
     """T1: with masks behind it, and in the same model without a row for them."""
     model, tokens = build(name), text()
-    hidden = model.hidden(tokens, blocks=torch.tensor([[0, 3, 7], [1, 2, 6]]))
+    hidden = model.hidden(tokens, mask_blocks=torch.tensor([[0, 3, 7], [1, 2, 6]]))
     assert_same(model.logits(hidden[:, :TIME]), model(tokens)[0])
     weights = {key: weight for key, weight in model.state_dict().items() if key != "mask_embedding.weight"}
     plain = GPT.of_weights(MODELS[name], VOCABULARY, weights, end_of_text=END)
@@ -87,14 +87,14 @@ def expect_influences() -> Tensor:
     return torch.cat((place <= row, place <= row // SIZE * SIZE), dim=1)
 
 
-class SeesAll(Sight):
+class SeesAll(TidarMask):
     """The mistake of several ports: the answer lies open before the mask."""
 
     def __call__(self, batch: Tensor, head: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
         return super().__call__(batch, head, query, key) | (key < self.time)
 
 
-class SeesEarlierMasks(Sight):
+class SeesEarlierMasks(TidarMask):
     """Another one: a mask sees the blocks before its own."""
 
     def __call__(self, batch: Tensor, head: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def test_each_row_depends_on_what_it_may_see_and_on_nothing_else(name: str) -> N
 
 def test_wrong_readings_of_what_is_seen_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(gpt, "Sight", SeesAll)
+        patch.setattr(gpt, "TidarMask", SeesAll)
         assert not torch.equal(find_influences(build("learned")), expect_influences())
     with monkeypatch.context() as patch:
         patch.setattr(gpt, "attend", attend_by_blocks)
@@ -140,7 +140,7 @@ def guess_after(model: GPT, prefix: Tensor, size: int = SIZE) -> Tensor:
 
 def guess_in_training(model: GPT, tokens: Tensor, blocks: Tensor) -> Tensor:
     """What each block of a training sequence guesses, (B, n, size, V)."""
-    hidden = model.hidden(tokens, blocks=blocks)[:, tokens.shape[1] :]
+    hidden = model.hidden(tokens, mask_blocks=blocks)[:, tokens.shape[1] :]
     return model.logits(hidden).unflatten(1, (blocks.shape[1], SIZE))
 
 
@@ -157,7 +157,7 @@ def test_training_guesses_what_decoding_guesses(name: str) -> None:
 
 
 def test_masks_that_see_other_blocks_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpt, "Sight", SeesEarlierMasks)
+    monkeypatch.setattr(gpt, "TidarMask", SeesEarlierMasks)
     model, tokens = build("rotary"), text()
     trained = guess_in_training(model, tokens, BLOCKS)
     assert not torch.allclose(trained[0, 1], guess_after(model, tokens[0, :4]), atol=1e-2)
@@ -230,12 +230,12 @@ def test_the_order_of_the_new_tokens_does_not_matter() -> None:
 def test_flex_attention_sees_the_same(documents: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """T7: forward and as it is written; on a CPU it has no backward."""
     monkeypatch.setattr(attention, "compile_flex_attention", lambda: flex_attention)
-    sight = Sight(torch.tensor([[0, 4], [3, 1]]), 3, 8, documents)
+    tidar_mask = TidarMask(torch.tensor([[0, 4], [3, 1]]), 3, 8, documents)
     query, key, value = (
         torch.randn(2, heads, time, 16, generator=torch.Generator().manual_seed(time))
         for heads, time in ((4, 6), (2, 14), (2, 14))
     )
-    dense, sparse = sight.densely(), sight.sparsely()
+    dense, sparse = tidar_mask.densely(), tidar_mask.sparsely()
     places = (torch.arange(count) for count in (2, 1, 6, 14))
     batch, head, mask, other = torch.meshgrid(*places, indexing="ij")
     assert torch.equal(dense, sparse.mask_mod(batch, head, mask, other))
@@ -257,8 +257,8 @@ def test_compiled_flex_attention_sees_the_same() -> None:
     module.compile()
     heads = [torch.randn(2, count, 96, 16, generator=torch.Generator().manual_seed(count)) for count in (4, 2, 2)]
     for blocks in ([[0, 40], [30, 10]], [[5, 20], [3, 1]]):
-        sight = Sight(torch.tensor(blocks), 16, 64, None)
-        ours, expected = (FusedMask(None, way(), 64) for way in (sight.sparsely, sight.densely))
+        tidar_mask = TidarMask(torch.tensor(blocks), 16, 64, None)
+        ours, expected = (FusedMask(None, way(), 64) for way in (tidar_mask.sparsely, tidar_mask.densely))
         torch.testing.assert_close(module(*heads, mask=ours), attend(*heads, mask=expected), rtol=1e-5, atol=1e-5)
 
 
