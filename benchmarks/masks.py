@@ -22,7 +22,7 @@ from lmcore.model.params import ModelParams
 from lmcore.params import parse_section
 from lmcore.train.params import TrainParams
 from lmcore.train.step import Batch, accumulate_gradients, update_weights
-from lmcore.train.tidar_blocks import choose_blocks
+from lmcore.train.tidar_blocks import choose_mask_blocks
 from lmcore.train.trainer import build_state
 
 ENTRIES = 65
@@ -67,7 +67,7 @@ def build_side(recipe: Recipe, block: int, compiled: bool, fraction: float) -> t
         return torch.randint(ENTRIES, (size, model_params.context_length + 1), generator=generator)
 
     def step(windows: Tensor) -> float:
-        batch = Batch(windows, choose_blocks(model_params, 1, LAST_STEP + 1, size, LAST_STEP))
+        batch = Batch(windows, choose_mask_blocks(model_params, 1, LAST_STEP + 1, size, LAST_STEP))
         losses = accumulate_gradients(state, batch, 0, params, hardware, World())
         update_weights(state, losses.total, params.learning_rate, params)
         return losses.total.item()

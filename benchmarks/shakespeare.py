@@ -33,13 +33,15 @@ from lmcore.evaluate.loss import Loss, measure_loss
 from lmcore.files import read_json
 from lmcore.hardware.distributed import World
 from lmcore.hardware.params import HardwareParams
+from lmcore.hardware.resolve import claim_device
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
 from lmcore.params import parse_section, read_params
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import TokenDataset, open_dataset
 from lmcore.train.params import TrainParams
-from lmcore.train.trainer import plan_hardware, run_training
+from lmcore.train.plan import plan_run
+from lmcore.train.trainer import run_training
 from lmcore.train_tokenizer.params import TokenizerParams
 from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
@@ -136,13 +138,14 @@ def train_ours(
     torch.compiler.reset()
     started = time.perf_counter()
     request = parse_section(HardwareParams, "hardware", settings["hardware"])
-    hardware = plan_hardware(request, settings, params, model_params, dataset)
-    model = GPT(model_params, dataset.train.vocab_size, params.seed, end_of_text=dataset.train.end_of_text)
+    claim_device(request, settings)
     batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
+    context = plan_run(request, settings, params, model_params, batches, World())
+    model = GPT(model_params, dataset.train.vocab_size, params.seed, end_of_text=dataset.train.end_of_text)
 
-    def validate(trained: GPT, *, slots: bool) -> Loss:
+    def validate(trained: GPT, *, with_masks: bool) -> Loss:
         lengths = dataset.tokenizer.byte_lengths
-        return measure_loss(trained, dataset.validation, lengths, params.eval_windows, 64, slots=slots)
+        return measure_loss(trained, dataset.validation, lengths, params.eval_windows, 64, with_masks=with_masks)
 
     home = Path.cwd()
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as silence:
@@ -152,15 +155,7 @@ def train_ours(
         try:
             with redirect_stdout(silence):
                 run_training(
-                    model,
-                    params,
-                    hardware,
-                    dataset,
-                    batches,
-                    World(),
-                    origin={},
-                    validate=validate,
-                    track=lambda _: nullcontext(),
+                    model, context, dataset, batches, origin={}, validate=validate, track=lambda _: nullcontext()
                 )
             seconds = time.perf_counter() - started
             metrics = read_json(Path("reports/metrics/train.json"), "it should be there")
@@ -172,7 +167,7 @@ def train_ours(
     print(
         f"seed {seed}: validation {metrics['val_loss']:.4f} after {seconds:.1f} s ({steady:.1f} s at "
         f"{speed:,.0f} tokens/s, the rest is compilation, validation and saving); {metrics['steps']} steps, "
-        f"{model.count_parameters():,} parameters, {hardware.precision}, compiled: {hardware.compile}",
+        f"{model.count_parameters():,} parameters, {context.hardware.precision}, compiled: {context.hardware.compile}",
         flush=True,
     )
     return metrics["val_loss"], seconds

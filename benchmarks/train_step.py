@@ -25,7 +25,8 @@ from torch import nn
 
 from lmcore.hardware.distributed import World
 from lmcore.hardware.params import HardwareParams
-from lmcore.hardware.resolve import Hardware
+from lmcore.hardware.resolve import Hardware, claim_device
+from lmcore.hardware.signals import Interrupt
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
 from lmcore.params import read_params, read_section
@@ -38,13 +39,13 @@ from lmcore.tracking.params import TrackingParams
 from lmcore.tracking.session import track_run
 from lmcore.tracking.shipper import SHIP_SECONDS
 from lmcore.train.checkpoint import Checkpoints
-from lmcore.train.loop import train
+from lmcore.train.loop import Observers, train
 from lmcore.train.params import TrainParams
+from lmcore.train.plan import RunContext, plan_run
 from lmcore.train.run_state import open_run
-from lmcore.train.schedule import Schedule, plan_schedule
-from lmcore.train.signals import Interrupt
+from lmcore.train.schedule import Schedule
 from lmcore.train.state import TrainState
-from lmcore.train.trainer import build_state, plan_hardware
+from lmcore.train.trainer import build_state
 
 STEPS, SAVES = 20, 4  # of one turn
 
@@ -55,7 +56,7 @@ class NoLoss:
 
     loss: float = 0.0
     bits_per_byte: float = 0.0
-    slots: tuple[float, ...] = ()
+    mask_losses: tuple[float, ...] = ()
 
 
 @dataclass
@@ -73,12 +74,13 @@ def prepare() -> Setup:
     """Everything up to the first step."""
     params, model_params = read_section(TrainParams, "train"), read_section(ModelParams, "model")
     dataset = open_dataset(Path("data/tokens"), load_tokenizer(Path("models/tokenizer")))
-    hardware = plan_hardware(read_section(HardwareParams, "hardware"), read_params(), params, model_params, dataset)
+    request, settings = read_section(HardwareParams, "hardware"), read_params()
+    claim_device(request, settings)
     batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
+    context = plan_run(request, settings, params, model_params, batches, World())
     model = GPT(model_params, dataset.train.vocab_size, params.seed, end_of_text=dataset.train.end_of_text)
-    state = build_state(model, params, hardware, World())
-    steps = plan_schedule(params, model_params.context_length, dataset.train.tokens).steps
-    return Setup(params, hardware, batches, state, steps)
+    state = build_state(model, params, context.hardware, World())
+    return Setup(params, context.hardware, batches, state, context.schedule.steps)
 
 
 class Stopwatch(TrainingProgress):
@@ -128,20 +130,9 @@ def run_loop(setup: Setup, root: Path, *, saving: bool) -> tuple[float, float]:
         Stopwatch(setup.batches.tokens_per_step) as stopwatch,
         Checkpoints(run.folder / "checkpoints", params.keep_checkpoints) as checkpoints,
     ):
-        train(
-            setup.state,
-            setup.batches,
-            Schedule(params, STEPS),
-            params,
-            setup.hardware,
-            World(),
-            step=0,
-            validate=lambda *_, **__: NoLoss(),
-            run=run,
-            checkpoints=checkpoints,
-            progress=stopwatch,
-            interrupt=Interrupt(),
-        )
+        context = RunContext(Schedule(params, STEPS), setup.hardware, World())
+        observers = Observers(run, checkpoints, stopwatch, Interrupt())
+        train(setup.state, setup.batches, context, observers, validate=lambda *_, **__: NoLoss(), step=0)
     seconds = stopwatch.ends[-2] - stopwatch.ends[0]
     return seconds, time.perf_counter() - started - seconds
 

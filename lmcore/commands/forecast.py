@@ -2,18 +2,18 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from lmcore.errors import ParameterError
 from lmcore.hardware.measure import measure_peak_flops
 from lmcore.hardware.params import HardwareParams
-from lmcore.hardware.resolve import Hardware, resolve_hardware
+from lmcore.hardware.resolve import Hardware
 from lmcore.model.params import ModelParams
 from lmcore.params import parse_section
-from lmcore.train.memory import MemoryEstimate, count_parameters, estimate_memory, fit_to_memory
+from lmcore.train.memory import MemoryEstimate, count_parameters
 from lmcore.train.params import TrainParams
-from lmcore.train.schedule import estimate_flops, plan_schedule
+from lmcore.train.plan import estimate_training_flops, plan_hardware
+from lmcore.train.schedule import plan_schedule
 from lmcore.train_tokenizer.params import TokenizerParams
 from lmcore.train_tokenizer.train_tokenizer import expect_vocabulary
 
@@ -25,19 +25,12 @@ EXPLANATION = f"6 operations per parameter and token, at {EFFICIENCY:.0%} of its
 
 @dataclass(frozen=True)
 class Size:
-    """What does not depend on the machine; `tokens` is None where the corpus decides (train.epochs)."""
+    """What does not depend on the machine; `tokens` and `flops` are None where the corpus decides (train.epochs)."""
 
     parameters: int
     vocab_size: int
     tokens: int | None
-    masks_per_token: float = 0.0
-
-    @property
-    def flops(self) -> float | None:
-        """Operations of the whole training."""
-        if self.tokens is None:
-            return None
-        return estimate_flops(self.parameters, round(self.tokens * (1 + self.masks_per_token)))
+    flops: float | None  # of the whole training
 
 
 @dataclass(frozen=True)
@@ -56,11 +49,12 @@ def measure_size(values: Mapping[str, Any]) -> Size:
     model = parse_section(ModelParams, "model", values.get("model"))
     train = parse_section(TrainParams, "train", values.get("train"))
     vocab_size = expect_vocabulary(parse_section(TokenizerParams, "train_tokenizer", values.get("train_tokenizer")))
-    tokens = None
+    parameters, tokens, flops = count_parameters(model, vocab_size).all, None, None
     if train.epochs is None:
         steps = plan_schedule(train, model.context_length, 0).steps
         tokens = steps * train.batch_size * model.context_length
-    return Size(count_parameters(model, vocab_size).all, vocab_size, tokens, model.masks_per_token)
+        flops = estimate_training_flops(model, vocab_size, tokens)
+    return Size(parameters, vocab_size, tokens, flops)
 
 
 def forecast(values: Mapping[str, Any]) -> Forecast:
@@ -69,35 +63,14 @@ def forecast(values: Mapping[str, Any]) -> Forecast:
     model = parse_section(ModelParams, "model", values.get("model"))
     train = parse_section(TrainParams, "train", values.get("train"))
     request = parse_section(HardwareParams, "hardware", values.get("hardware"))
-    hardware = resolve_hardware(request, dict(values), train.batch_size, model.context_length, size.flops or 0.0)
-    ema, obstacle = train.ema_decay is not None, None
-    try:
-        hardware = fit_to_memory(
-            hardware, model, size.vocab_size, optimizer=train.optimizer, ema=ema, lora_rank=train.lora_rank
-        )
-    except ParameterError as error:
-        hardware, obstacle = replace(hardware, micro_batch_size=1), str(error)
-    memory = estimate_memory(
-        model,
-        size.vocab_size,
-        micro_batch_size=hardware.micro_batch_size,
-        optimizer=train.optimizer,
-        precision=hardware.precision,
-        activation_checkpointing=hardware.activation_checkpointing,
-        shards=hardware.processes if hardware.sharding == "full" else 1,
-        ema=ema,
-        device=hardware.device,
-        compiled=hardware.compile,
-        lora_rank=train.lora_rank,
-    )
-    rate = measure_rate(hardware)
-    return Forecast(size, hardware, memory, obstacle, None if size.flops is None else size.flops / rate)
+    plan = plan_hardware(request, dict(values), train, model, size.vocab_size, size.tokens or 0)
+    return Forecast(size, *plan, None if size.flops is None else size.flops / measure_rate(plan.hardware))
 
 
 def measure_rate(hardware: Hardware) -> float:
     """FLOP/s that training is taken to reach, all processes together: EFFICIENCY of the measured peak."""
-    cards = hardware.processes if hardware.device == "cuda" else 1  # elsewhere all processes share one device
-    return EFFICIENCY * cards * measure_peak(hardware.device, hardware.precision)
+    gpus = hardware.processes if hardware.device == "cuda" else 1  # elsewhere all processes share one device
+    return EFFICIENCY * gpus * measure_peak(hardware.device, hardware.precision)
 
 
 @functools.cache

@@ -25,7 +25,7 @@ class Loss:
     nats: float
     tokens: int
     bytes: int
-    slots: tuple[float, ...] = ()  # of a model with masks, nats per token of each place in a block, if they were asked
+    mask_losses: tuple[float, ...] = ()  # nats per token at each mask position of a block, if they were asked for
 
     @property
     def loss(self) -> float:
@@ -51,7 +51,7 @@ def measure_loss(
     batch_size: int,
     observe: Observe | None = None,
     *,
-    slots: bool = False,
+    with_masks: bool = False,
 ) -> Loss:
     """The loss of `model` on fixed windows of `shards`, each target once; `windows` None is the whole split.
 
@@ -75,16 +75,16 @@ def measure_loss(
             text_bytes += int(byte_lengths[targets].sum())
             if observe is not None:
                 observe(targets, losses)
-        guesses = measure_slots(model, shards, windows, batch_size) if slots else ()
+        mask_losses = measure_mask_losses(model, shards, windows, batch_size) if with_masks else ()
     finally:
         model.train(was_training)
     if not text_bytes:
         raise DataError("the validation split holds no text: raise prepare.validation_fraction or add documents")
-    return Loss(nats, tokens, text_bytes, guesses)
+    return Loss(nats, tokens, text_bytes, mask_losses)
 
 
 @torch.inference_mode()
-def measure_slots(model: GPT, shards: TokenShards, windows: int | None, batch_size: int) -> tuple[float, ...]:
+def measure_mask_losses(model: GPT, shards: TokenShards, windows: int | None, batch_size: int) -> tuple[float, ...]:
     """What the masks of a model, in evaluation mode, pay for each place in a block; () without masks.
 
     In every window by as many blocks as training has, spread evenly: it takes no more memory than a step.
@@ -100,9 +100,9 @@ def measure_slots(model: GPT, shards: TokenShards, windows: int | None, batch_si
         time = rows.shape[1] - 1
         if time <= size:
             continue
-        places = torch.linspace(0, time - 1 - size, params.trained_blocks, dtype=torch.int64, device=device)
+        places = torch.linspace(0, time - 1 - size, params.trained_mask_blocks, dtype=torch.int64, device=device)
         blocks = places.expand(len(rows), -1)
-        hidden = model.hidden(rows[:, :-1], blocks=blocks)[:, time:]  # (B, N, D)
+        hidden = model.hidden(rows[:, :-1], mask_blocks=blocks)[:, time:]  # (B, N, D)
         targets = rows.gather(1, spread_masks(blocks, size))
         for guesses, target in zip(hidden, targets, strict=True):
             losses = F.cross_entropy(model.logits(guesses).float(), target, reduction="none")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lmcore.model.gpt import GPT
-from lmcore.model.kv_cache import Extension, KeyValueCache
+from lmcore.model.kv_cache import CacheView, KeyValueCache
 from lmcore.model.tidar import Layout
 
 
@@ -20,7 +20,7 @@ class CompiledStep:
 
     def __init__(self, model: GPT, cache: KeyValueCache, layout: Layout | None = None) -> None:
         def compute(tokens: Tensor, starts: Tensor) -> Tensor:
-            extension = Extension(cache, starts, tokens.shape[1], cache.capacity, layout=layout)
+            extension = CacheView(cache, starts, tokens.shape[1], cache.capacity, layout=layout)
             return model.logits(model.hidden(tokens, extension))
 
         options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}

@@ -10,14 +10,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import NoReturn, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -25,21 +26,21 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its impo
 from torch.distributed.rendezvous import rendezvous
 
 from lmcore.errors import LmcoreError, ParameterError, report_errors
-from lmcore.runtime.gpu_locks import claimed_cards, held_locks
+from lmcore.hardware.signals import catch_signals
+from lmcore.runtime.gpu_locks import claimed_gpus, held_locks
 
 Value = TypeVar("Value")
 
 # Some cluster managers set RANK and MASTER_ADDR to mean machines: only all of them together are torchrun's.
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-MEETING = timedelta(minutes=10)  # until every process has found the others
+JOIN_TIMEOUT = timedelta(minutes=10)  # until every process has found the others
 # A process that waits is no sign of trouble: the first one may be waiting for the run's lock, or writing. A dead one
 # shows at once, gloo reports its closed connection within 0.03 s, and its launcher ends the others.
-WAITING = timedelta(days=1)
+COLLECTIVE_TIMEOUT = timedelta(days=1)
 # A process that lost another leaves by itself and may have to say why; then it is asked to, then killed.
 PATIENCE_SECONDS, GRACE_SECONDS = 3.0, 30.0
 POLL_SECONDS = 0.1
-# What belongs to one event: Slurm signals a launcher and its workers alike, and the launcher passes it on.
-SAME_SIGNAL_SECONDS = 1.0
+LOOK_SECONDS = 0.2  # from one look at the parent process to the next, 0.03 ms each
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}.get(sys.platform, "")
 LEFT = 128 + signal.SIGTERM  # the status of a process that was asked to leave and did
 PEER_IS_GONE = re.compile(
@@ -55,7 +56,7 @@ class LostProcessError(LmcoreError):
 class World:
     """One process among the `size` that train as one; `local_rank` counts those on this machine.
 
-    Every method is a meeting: all processes call it, in the same order. Alone, it does nothing.
+    Every method is a collective: all processes call it, in the same order. With one process it does nothing.
     """
 
     rank: int = 0
@@ -67,8 +68,8 @@ class World:
         """Whether this is the one process that writes and speaks."""
         return self.rank == 0
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """`tensor` with the sum over all processes put in its place, equal on each to the last bit."""
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Replace `tensor` by the sum over all processes, equal on each to the last bit, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -86,13 +87,13 @@ class World:
         return bool(self.max(flag))
 
     def barrier(self) -> None:
-        """Go on when all have come here; on the host, as `max`."""
+        """Wait until all processes call this; on the host, as `max`."""
         self.max(0)
 
-    def from_main(self, value: Value) -> Value:
-        """The main process's `value`, of a kind that JSON keeps, for what processes might find differently.
+    def broadcast(self, value: Value) -> Value:
+        """Return the main process's `value`, of a kind that JSON keeps, for what processes might find differently.
 
-        Which checkpoint is the newest, how much memory is free, how fast this machine is: one decides.
+        For example the newest checkpoint, the free memory or the speed of the machine.
         """
         if self.size == 1:
             return value
@@ -144,9 +145,9 @@ def join_world(device: str) -> Iterator[World]:
     if not is_worker() or int(os.environ["WORLD_SIZE"]) == 1:
         yield World()
         return
-    store, rank, size = next(rendezvous("env://", timeout=MEETING))
+    store, rank, size = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAITING)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
     world = World(rank, size, int(os.environ["LOCAL_RANK"]))
     leaving: SystemExit | None = None
     try:
@@ -187,14 +188,14 @@ def _fail(error: BaseException, store: TCPStore, size: int) -> NoReturn:
 
 
 def _take_gpu(local_rank: int) -> None:
-    cards = claimed_cards() or list(range(torch.cuda.device_count()))
-    count = len(cards)
+    gpus = claimed_gpus() or list(range(torch.cuda.device_count()))
+    count = len(gpus)
     if local_rank >= count:
         raise ParameterError(
             f"process {local_rank + 1} of this machine has no GPU, it has {count}: set hardware.processes={count} "
             f"(torchrun: --nproc-per-node={count})"
         )
-    torch.cuda.set_device(cards[local_rank])
+    torch.cuda.set_device(gpus[local_rank])
 
 
 def _is_first_to_fail(store: TCPStore) -> bool:
@@ -236,7 +237,7 @@ def launch(processes: int, module: str) -> None:
         "TORCHELASTIC_USE_AGENT_STORE": str(True),  # torch's word for a store that is there already
         "OMP_NUM_THREADS": threads,
     }
-    with _note_signals() as signals:
+    with catch_signals(ends_at_second=False) as interrupt:
         workers = [
             # In sessions of their own: Ctrl-C on the terminal would reach them twice, from it and from here.
             subprocess.Popen(
@@ -247,30 +248,7 @@ def launch(processes: int, module: str) -> None:
             )
             for rank in range(processes)
         ]
-        raise SystemExit(_supervise(workers, signals))
-
-
-@contextmanager
-def _note_signals() -> Iterator[list[int]]:
-    """The signals that came, each event once; one that is ignored stays so (nohup)."""
-    received: list[int] = []
-    first_at = 0.0
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        nonlocal first_at
-        now = time.monotonic()
-        if not received:
-            first_at = now
-        if not received or now - first_at > SAME_SIGNAL_SECONDS:
-            received.append(number)
-
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, note) for number in wanted if signal.getsignal(number) != signal.SIG_IGN}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        raise SystemExit(_supervise(workers, interrupt.events))
 
 
 def _supervise(workers: list[subprocess.Popen[bytes]], signals: list[int]) -> int:
@@ -300,3 +278,37 @@ def _supervise(workers: list[subprocess.Popen[bytes]], signals: list[int]) -> in
         return spoken
     rank, status = first or next((rank, status) for rank, status in enumerate(ended) if status)
     raise LostProcessError(_explain_loss(f"process {rank + 1} of {len(workers)} ({signal.Signals(-status).name})"))
+
+
+def follow_parent() -> None:
+    """Under DVC, take its death for a TERM; as one of several processes, that of the one that started them.
+
+    Otherwise a killed `dvc repro` leaves a trainer behind that nobody sees, and the next one waits for it.
+    """
+    if is_worker():
+        parent = psutil.Process().parent()
+    elif "DVC_STAGE" in os.environ:
+        parent = next(filter(_is_dvc, psutil.Process().parents()), None)
+    else:
+        return
+    if parent is not None:
+        threading.Thread(target=_leave_after, args=[parent], name="follow_parent", daemon=True).start()
+
+
+def _is_dvc(ancestor: psutil.Process) -> bool:
+    """What DVC starts has DVC_STAGE in its environment; DVC itself, above it, has not.
+
+    The shell that DVC starts commands in has it too: dash waits for them, where bash becomes the command.
+    """
+    try:
+        return "DVC_STAGE" not in ancestor.environ()
+    except psutil.Error:  # gone, or of another user: not what our DVC started
+        return True
+
+
+def _leave_after(parent: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        # A dead one stays, as a zombie, until the process above it looks: `parent.wait()` would wait for that.
+        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)

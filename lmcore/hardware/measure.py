@@ -107,9 +107,9 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_MAX, 0)
 
 
-def list_cards() -> list[str]:
-    """The CUDA cards that this process may use, in torch's order, by names that are the same in every process."""
-    return [str(torch.cuda.get_device_properties(card).uuid) for card in range(torch.cuda.device_count())]
+def list_gpus() -> list[str]:
+    """Return the UUIDs of the CUDA devices that this process may use, in torch's order."""
+    return [str(torch.cuda.get_device_properties(gpu).uuid) for gpu in range(torch.cuda.device_count())]
 
 
 def total_memory(device: str, root: Path = Path("/")) -> int:

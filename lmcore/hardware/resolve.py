@@ -13,10 +13,10 @@ import torch
 
 from lmcore.errors import ParameterError
 from lmcore.hardware.distributed import is_worker
-from lmcore.hardware.measure import DTYPES, claims_bf16, list_cards, measure_cpu_rates, total_memory
+from lmcore.hardware.measure import DTYPES, claims_bf16, list_gpus, measure_cpu_rates, total_memory
 from lmcore.hardware.params import Device, HardwareParams, Precision, Profile, Sharding
 from lmcore.params import AutoOrCount, notify_once, parse_section
-from lmcore.runtime.gpu_locks import claim_cards
+from lmcore.runtime.gpu_locks import claim_gpus
 
 # Tokens that one forward and backward pass takes at once where micro_batch_size is auto, and memory allows: more bring
 # no speed. Larger batches are accumulated.
@@ -40,7 +40,7 @@ TRITON_CAPABILITY = (7, 0)  # torch/_inductor/exc.py, GPUTooOldForTriton
 class Hardware:
     """What a run really uses; each process takes `micro_batch_size` sequences at once.
 
-    A micro-batch that was asked for is kept; another is an upper limit for `lmcore.train.memory.fit_to_memory`.
+    A micro-batch that was asked for is kept; another is an upper limit for `lmcore.train.memory.plan_hardware`.
     """
 
     profile: str
@@ -109,25 +109,41 @@ def choose_device(request: HardwareParams, params: dict[str, Any]) -> str:
     return _resolve_device(_lay_over_profile(request, params)[1].device)
 
 
-def claim_device(request: HardwareParams, params: dict[str, Any], batch_size: int | None = None) -> str:
-    """Where a stage computes, as `choose_device`; on CUDA it waits for free cards and has them until its end.
+def claim_device(request: HardwareParams, params: dict[str, Any]) -> str:
+    """Return `choose_device`'s device; a CUDA stage waits for a free GPU and holds it until it ends."""
+    device = choose_device(request, params)
+    if device == "cuda":
+        _claim_gpus(1)
+    return device
 
-    One card, or those of all the processes that will train on a batch. torchrun's processes have their cards by their
-    ranks: the first one on each machine claims them for all, and the others wait until it joins them (for as long as
-    MEETING in lmcore.hardware.distributed says).
+
+def claim_devices(request: HardwareParams, params: dict[str, Any], batch_size: int) -> tuple[str, int]:
+    """Return the device of a training on batches of `batch_size`, and its number of processes, one GPU each.
+
+    On CUDA this waits until so many GPUs are free; the processes hold them until they end. Raises ParameterError as
+    `resolve_hardware` does.
     """
     asked = _lay_over_profile(request, params)[1]
     device = _resolve_device(asked.device)
-    if device != "cuda":
-        return device
-    names = list_cards()
-    if not is_worker():
-        count = 1 if batch_size is None else _count_processes(asked.processes, device, batch_size)[0]
-        torch.cuda.set_device(claim_cards(names, count)[0])
-    elif os.environ["LOCAL_RANK"] == "0":
-        of_ranks = names[: int(os.environ["LOCAL_WORLD_SIZE"])]
-        torch.cuda.set_device(claim_cards(of_ranks, len(of_ranks))[0])
-    return device
+    count, _ = _count_processes(asked.processes, device, batch_size)
+    if device == "cuda":
+        _claim_gpus(count)
+    return device, count
+
+
+def _claim_gpus(count: int) -> None:
+    """Claim `count` GPUs, and make the first one the current device.
+
+    torchrun's processes have their GPUs by their ranks: the first one on each machine claims them for all, and the
+    others wait until it joins them (for as long as JOIN_TIMEOUT in lmcore.hardware.distributed).
+    """
+    names = list_gpus()
+    if is_worker():
+        if os.environ["LOCAL_RANK"] != "0":
+            return
+        count = int(os.environ["LOCAL_WORLD_SIZE"])
+        names = names[:count]
+    torch.cuda.set_device(claim_gpus(names, count)[0])
 
 
 def _lay_over_profile(request: HardwareParams, params: dict[str, Any]) -> tuple[str, Profile]:
@@ -270,18 +286,16 @@ def explain_uncompilable(device: str) -> str | None:
 
 
 def _count_processes(request: AutoOrCount, device: str, batch_size: int) -> tuple[int, int]:
-    """All processes, and the machines that they are on: torchrun's, where that has started us, else so many here.
+    """Return all processes, and the machines that they are on: torchrun's if it started this one, else so many here.
 
-    `auto` is one per card, or the most below that among whom the batch can be divided.
+    `auto` is one per GPU, or the most below that among whom the batch can be divided.
     """
     if is_worker():
         processes = int(os.environ["WORLD_SIZE"])
         return processes, processes // int(os.environ["LOCAL_WORLD_SIZE"])
-    cards = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device)
+    gpus = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device)
     if request == "auto":
-        return next(count for count in range(cards or 1, 0, -1) if batch_size % count == 0), 1
-    if cards is not None and request > cards:
-        raise ParameterError(
-            f"hardware.processes={request}: device {device} takes {cards}; set hardware.processes=auto"
-        )
+        return next(count for count in range(gpus or 1, 0, -1) if batch_size % count == 0), 1
+    if gpus is not None and request > gpus:
+        raise ParameterError(f"hardware.processes={request}: device {device} takes {gpus}; set hardware.processes=auto")
     return request, 1

@@ -6,17 +6,17 @@ The code is for one device; data parallelism and sharding are applied from outsi
 """
 
 import math
-from typing import Literal, Self
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmcore.model.attention import Mask, attend, mask_documents, number_documents
-from lmcore.model.kv_cache import Extension, KeyValueCache
+from lmcore.model.kv_cache import CacheView, KeyValueCache
 from lmcore.model.linear import Linear
 from lmcore.model.params import DiffusionParams, ModelParams
-from lmcore.model.tidar import FusedMask, Sight, spread_masks
+from lmcore.model.tidar import FusedMask, TidarMask, spread_masks
 
 
 def build_norm(params: ModelParams, width: int) -> nn.Module:
@@ -61,7 +61,7 @@ class Attention(nn.Module):
             self.key_norm = nn.RMSNorm(params.head_width, eps=params.epsilon("rmsnorm"))
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Mask | None, cache: Extension | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Mask | None, cache: CacheView | None
     ) -> Tensor:
         """What each position of `x` (B, T, D) gathers from those before it that `mask` lets it see, (B, T, D)."""
         batch, time, _ = x.shape
@@ -116,7 +116,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(params.dropout)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Mask | None, cache: Extension | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Mask | None, cache: CacheView | None
     ) -> Tensor:
         """The residual stream `x` (B, T, D) with both parts added."""
         x = x + self.dropout(self.attention(self.attention_norm(x), rotary, mask, cache))
@@ -124,25 +124,17 @@ class Block(nn.Module):
         return output
 
 
-class Output(tuple[Tensor, Tensor | None]):
-    """`logits, loss = model(x, y)` in every mode; what else a mode gives has names."""
+class TidarOutput(NamedTuple):
+    """Logits of a text and of the masks behind it, (B, T, V) and (B, T', V); with targets the losses.
+
+    Row t of both stands for the token at position t + 1.
+    """
 
     logits: Tensor
-    loss: Tensor | None
-    diffusion_logits: Tensor | None  # (B, T', V), row t for the token at position t + 1
-    ar_loss: Tensor | None
-    diffusion_loss: Tensor | None
-
-    def __new__(cls, logits: Tensor, loss: Tensor | None = None, **parts: Tensor | None) -> Self:
-        """The pair, and its parts by their names."""
-        output = super().__new__(cls, (logits, loss))
-        names = {"diffusion_logits": None, "ar_loss": None, "diffusion_loss": None, **parts}
-        output.__dict__.update(names, logits=logits, loss=loss)
-        return output
-
-    def __getnewargs__(self) -> tuple[Tensor, Tensor | None]:
-        """What `__new__` takes, for copies."""
-        return self.logits, self.loss
+    diffusion_logits: Tensor
+    loss: Tensor | None = None
+    ar_loss: Tensor | None = None
+    diffusion_loss: Tensor | None = None
 
 
 class GPT(nn.Module):
@@ -191,22 +183,23 @@ class GPT(nn.Module):
             deviation = 0.02 / math.sqrt(2 * self.params.n_layers) if "projection" in name else 0.02
             weight.copy_(torch.empty(weight.shape).normal_(0.0, deviation, generator=generator))
 
-    def hidden(self, tokens: Tensor, cache: Extension | None = None, blocks: Tensor | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: CacheView | None = None, mask_blocks: Tensor | None = None) -> Tensor:
         """The final hidden state (B, T, D) of `tokens` (B, T); with a cache they go on where that says.
 
-        With `blocks` (B, n), places in the text, a block of masks for each of them comes behind it: (B, T + N, D). They
-        see the text up to that place, it included.
+        With `mask_blocks` (B, n), positions in the text, a block of masks for each of them comes behind it:
+        (B, T + N, D). They see the text up to and with that position.
         """
         time, size = tokens.shape[1], self.params.diffusion.block_size
         assert cache is not None or time <= self.params.context_length
         positions = cache.positions if cache else torch.arange(time, device=tokens.device)
         text_mask = self._find_mask(tokens, cache)
         mask: Mask | None = text_mask
-        if blocks is not None:
+        if mask_blocks is not None:
             assert cache is None
             assert size is not None, "a model without masks: set model.diffusion.block_size"
-            mask = self._fuse_mask(tokens, text_mask, Sight(blocks, size, time, self._number_documents(tokens)))
-            spread = spread_masks(blocks, size)
+            tidar_mask = TidarMask(mask_blocks, size, time, self._number_documents(tokens))
+            mask = self._fuse_mask(tokens, text_mask, tidar_mask)
+            spread = spread_masks(mask_blocks, size)
             positions = torch.cat((positions.expand(len(tokens), time), spread), dim=1)
             tokens = F.pad(tokens, (0, spread.shape[1]), value=self.vocab_size)
         x = self._embed(tokens)  # (B, T, D)
@@ -232,7 +225,7 @@ class GPT(nn.Module):
         rows = self.token_embedding(tokens.masked_fill(is_mask, 0))
         return torch.where(is_mask[..., None], self.mask_embedding.weight, rows)
 
-    def _find_mask(self, tokens: Tensor, cache: Extension | None) -> Tensor | None:
+    def _find_mask(self, tokens: Tensor, cache: CacheView | None) -> Tensor | None:
         """What `tokens` (B, T) may see of the cache and of themselves; None where plain causal attention says it all.
 
         Positions are not restarted in a document: rotary ones see distances alone, and with learned ones a text that a
@@ -252,11 +245,11 @@ class GPT(nn.Module):
         assert self.end_of_text is not None
         return number_documents(tokens, self.end_of_text)
 
-    def _fuse_mask(self, tokens: Tensor, text: Tensor | None, sight: Sight) -> FusedMask:
+    def _fuse_mask(self, tokens: Tensor, text: Tensor | None, tidar_mask: TidarMask) -> FusedMask:
         """FlexAttention on a card, in training: it has no dropout and takes no narrow heads, and pays when compiled."""
         has_kernel = self.params.head_width >= 16 and not self.params.dropout
         is_flexible = tokens.device.type == "cuda" and self.training and has_kernel
-        return FusedMask(text, sight.sparsely() if is_flexible else sight.densely(), tokens.shape[1])
+        return FusedMask(text, tidar_mask.sparsely() if is_flexible else tidar_mask.densely(), tokens.shape[1])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The score of every token, (..., V), from the final hidden state (..., D)."""
@@ -269,40 +262,46 @@ class GPT(nn.Module):
         self,
         tokens: Tensor,
         targets: Tensor | None = None,
-        cache: Extension | None = None,
+        cache: CacheView | None = None,
         mode: Literal["ar", "diffusion", "both"] = "ar",
-    ) -> Output:
+    ) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V) and, with `targets` (B, T), the mean cross-entropy in nats per token.
 
         | mode      | logits                                            | loss                                     |
         |-----------|---------------------------------------------------|------------------------------------------|
         | ar        | of the text, a plain GPT's                        | autoregressive                           |
         | diffusion | of masks in blocks side by side, in one forward   | diffusion                                |
-        | both      | of the text; the masks' in `diffusion_logits`     | (ar + weight x diffusion) / (1 + weight) |
+        | both      | of the text                                       | (ar + weight x diffusion) / (1 + weight) |
 
-        Row t of the masks stands for the token after `tokens[:, t]`, as the text's does, and sees the text up to the
-        first of its block. Learned positions end with the context, and so may the last block. Training uses
-        `LanguageModelLoss`, which does without the logits of a whole batch.
+        `forward_tidar` returns the parts of the last two by name. Training uses `LanguageModelLoss`, which does without
+        the logits of a whole batch.
         """
         if mode == "ar":
             logits = self.logits(self.hidden(tokens, cache))
-            return Output(logits, None if targets is None else measure_cross_entropy(logits, targets))
+            return logits, None if targets is None else measure_cross_entropy(logits, targets)
         assert cache is None
+        output = self.forward_tidar(tokens, targets)
+        if mode == "diffusion":
+            return output.diffusion_logits, output.diffusion_loss
+        return output.logits, output.loss
+
+    def forward_tidar(self, tokens: Tensor, targets: Tensor | None = None) -> TidarOutput:
+        """Logits and losses of `tokens` (B, T) with blocks of masks side by side, in one forward pass.
+
+        Row t of the masks sees the text up to the first token of its block. Learned positions end with the context, and
+        so may the last block.
+        """
         size, time = self.params.diffusion.block_size, tokens.shape[1]
         assert size is not None, "a model without masks: set model.diffusion.block_size"
         last = self.params.context_length - size if self.params.position == "learned" else time
-        blocks = torch.arange(0, min(time, last), size, device=tokens.device).expand(len(tokens), -1)
-        hidden = self.hidden(tokens, blocks=blocks)
-        guesses = self.logits(hidden[:, time : 2 * time])
-        diffusion = None if targets is None else measure_cross_entropy(guesses, targets[:, : guesses.shape[1]])
-        if mode == "diffusion":
-            return Output(guesses, diffusion, diffusion_logits=guesses, diffusion_loss=diffusion)
-        logits = self.logits(hidden[:, :time])
-        if targets is None or diffusion is None:
-            return Output(logits, diffusion_logits=guesses)
+        mask_blocks = torch.arange(0, min(time, last), size, device=tokens.device).expand(len(tokens), -1)
+        hidden = self.hidden(tokens, mask_blocks=mask_blocks)
+        logits, masks_logits = self.logits(hidden[:, :time]), self.logits(hidden[:, time : 2 * time])
+        if targets is None:
+            return TidarOutput(logits, masks_logits)
         ar, weight = measure_cross_entropy(logits, targets), self.params.diffusion.weight
-        loss = (ar + weight * diffusion) / (1 + weight)
-        return Output(logits, loss, diffusion_logits=guesses, ar_loss=ar, diffusion_loss=diffusion)
+        diffusion = measure_cross_entropy(masks_logits, targets[:, : masks_logits.shape[1]])
+        return TidarOutput(logits, masks_logits, (ar + weight * diffusion) / (1 + weight), ar, diffusion)
 
     @classmethod
     def outline(cls, params: ModelParams, vocab_size: int) -> "GPT":

@@ -34,7 +34,7 @@ class KeyValueCache:
         self.tokens = torch.zeros(batch, capacity, device=device, dtype=torch.int64)
         self.capacity = capacity
 
-    def extend(self, starts: Sequence[int], time: int, first_row: int = 0, layout: Layout | None = None) -> "Extension":
+    def extend(self, starts: Sequence[int], time: int, first_row: int = 0, layout: Layout | None = None) -> "CacheView":
         """Room for `time` tokens after the first `starts[i]` of row `first_row` + i, which stay as they are.
 
         With a `layout` they have its positions and see by its rules. Those that are no part of the text come last, and
@@ -44,7 +44,7 @@ class KeyValueCache:
         assert window <= self.capacity, (window, self.capacity)
         is_plain = layout is None and min(starts) == max(starts) and (time == 1 or not starts[0])
         places = torch.tensor(starts, device=self.tokens.device)
-        return Extension(self, places, time, window, first_row, layout, is_plain=is_plain)
+        return CacheView(self, places, time, window, first_row, layout, is_plain=is_plain)
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Make the first `length` tokens of row `target` those of row `source`."""
@@ -52,7 +52,7 @@ class KeyValueCache:
             store[target, :length] = store[source, :length]
 
 
-class Extension:
+class CacheView:
     """An argument of the model's forward, never a part of it: where new tokens go, and what they see.
 
     They are at `positions` (B, T) of their texts, in as many rows from `first_row` on, and see among the first `window`

@@ -86,7 +86,7 @@ class ModelParams(Section):
         return self.norm_epsilon or (RMS_NORM_EPSILON if norm == "rmsnorm" else LAYER_NORM_EPSILON)
 
     @property
-    def trained_blocks(self) -> int:
+    def trained_mask_blocks(self) -> int:
         """Blocks of masks that training puts behind each sequence: `diffusion.block_fraction` of those that fit."""
         size = self.diffusion.block_size
         if size is None:
@@ -96,7 +96,7 @@ class ModelParams(Section):
     @property
     def trained_masks(self) -> int:
         """Masks behind each sequence in training; none without `diffusion.block_size`."""
-        return self.trained_blocks * (self.diffusion.block_size or 0)
+        return self.trained_mask_blocks * (self.diffusion.block_size or 0)
 
     @property
     def masks_per_token(self) -> float:

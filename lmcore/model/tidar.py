@@ -33,7 +33,7 @@ def spread_masks(blocks: Tensor, size: int) -> Tensor:
     return (blocks[:, :, None] + torch.arange(1, size + 1, device=blocks.device)).flatten(1)
 
 
-class Sight:
+class TidarMask:
     """Whether a mask, numbered from 0, sees a key, the text's T tokens and then the masks: FlexAttention's `mask_mod`.
 
     `blocks` (B, n) as in `spread_masks`; with `documents` (B, T) it sees the document of the last token before it.

@@ -13,9 +13,20 @@ from lmcore.errors import ArtifactError
 from lmcore.files import fingerprint, read_json, sha256_file, write_file
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# The types of numbers that are read, and by their names the format's words for those that are written.
-FLOATS = ("F64", "F32", "F16", "BF16")
-WORDS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+FLOATS = ("F64", "F32", "F16", "BF16")  # the types of weights that are read
+# The names of the types in a safetensors header.
+TYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 class StoredWeights:
@@ -88,6 +99,26 @@ def fingerprint_weights(folder: Path) -> str:
     return fingerprint({path.name: sha256_file(path) for path in pieces})
 
 
+def lay_out_tensors(
+    tensors: Mapping[str, tuple[torch.dtype, torch.Size]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, slice]]:
+    """Return the header of a safetensors file, and the place of each tensor's bytes after it, in the file's order.
+
+    The format: eight bytes with the length of the JSON, the JSON, the tensors (https://huggingface.co/docs/safetensors).
+    The widest types come first, so that each tensor begins at a multiple of its elements' width.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    places: dict[str, slice] = {}
+    end = 0
+    for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: (-item[1][0].itemsize, item[0])):
+        start, end = end, end + shape.numel() * dtype.itemsize
+        entries[name] = {"dtype": TYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        places[name] = slice(start, end)
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, places
+
+
 def write_weights(
     path: Path,
     weights: Mapping[str, Tensor],
@@ -95,21 +126,11 @@ def write_weights(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """A safetensors file of the weights as `dtype`, the same bytes as its own library's, which needs all at once.
-
-    The format: eight bytes with the header's length, the header as JSON, the numbers in the order of the names
-    (https://huggingface.co/docs/safetensors).
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for name in sorted(weights):
-        start, end = end, end + weights[name].numel() * dtype.itemsize
-        header[name] = {"dtype": WORDS[dtype], "shape": list(weights[name].shape), "data_offsets": [start, end]}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    """Write `weights` as `dtype` to a safetensors file: the bytes of `safetensors.torch.save_file`, one at a time."""
+    header, places = lay_out_tensors({name: (dtype, weight.shape) for name, weight in weights.items()}, metadata)
     with write_file(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in sorted(weights):
+        file.write(header)
+        for name in places:
             numbers = weights[name].detach().to("cpu", dtype).contiguous()
             file.write(numbers.flatten().view(torch.uint8).numpy().data)
 

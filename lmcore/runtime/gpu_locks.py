@@ -18,17 +18,17 @@ LOOK_SECONDS = 1.0  # from one look for free cards to the next
 _locks: list[int] = []  # descriptors of the locks, open as long as this process lives
 
 
-def claim_cards(names: Sequence[str], count: int) -> list[int]:
+def claim_gpus(names: Sequence[str], count: int) -> list[int]:
     """The places in `names` of `count` cards, which this process has until it ends; waits until so many are free.
 
     Nothing is claimed twice: not by a second call, nor by processes that this one starts.
     """
     if CARDS not in os.environ:
-        os.environ[CARDS] = ",".join(map(str, wait_for_cards(names, count, lock_folder())))
-    return claimed_cards()
+        os.environ[CARDS] = ",".join(map(str, wait_for_gpus(names, count, lock_folder())))
+    return claimed_gpus()
 
 
-def claimed_cards() -> list[int]:
+def claimed_gpus() -> list[int]:
     """The places of the cards that this process, or the one that started it, has claimed."""
     return [int(place) for place in os.environ.get(CARDS, "").split(",") if place]
 
@@ -54,7 +54,7 @@ def lock_folder() -> Path:
     return folder
 
 
-def wait_for_cards(names: Sequence[str], count: int, folder: Path) -> list[int]:
+def wait_for_gpus(names: Sequence[str], count: int, folder: Path) -> list[int]:
     """The places in `names` of `count` cards whose locks this process has now; says who has them while it must wait.
 
     All or none are taken, so that two processes never wait for each other's: what is too few is given back at once.

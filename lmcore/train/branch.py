@@ -1,4 +1,4 @@
-"""A longer run goes on from the end of a shorter one's constant phase: up to there both are the same, bit for bit."""
+"""Branch a longer run off the end of a shorter one's stable phase: up to there both are the same, bit for bit."""
 
 import json
 import os
@@ -12,19 +12,19 @@ from lmcore.tokens.batches import Batches
 from lmcore.train.params import LENGTHS, TrainParams
 from lmcore.train.run_state import PREVIOUS
 from lmcore.train.schedule import Schedule, plan_schedule
-from lmcore.train.tidar_blocks import find_trunk
+from lmcore.train.tidar_blocks import find_stable_end
 
 # What may differ: how long a run is and when it decays say nothing about the steps before.
 LENGTH_KEYS = {*LENGTHS, "decay_fraction"}
 
 
-def adopt_trunk(folder: Path, identity: dict[str, Any], schedule: Schedule, batches: Batches) -> None:
+def branch_off(folder: Path, identity: dict[str, Any], schedule: Schedule, batches: Batches) -> None:
     """Give the new run in `folder` the latest state that another run shares with it, and the log up to there.
 
     Another run counts if only its length differs and its learning rate was constant too (schedule wsd or constant). The
     state is a hard link; `branch.json` says whose it is.
     """
-    if schedule.trunk is None:
+    if schedule.stable_end is None:
         return
     shared = {
         other.parent: _shared_step(other.parent, identity, schedule, batches)
@@ -33,7 +33,7 @@ def adopt_trunk(folder: Path, identity: dict[str, Any], schedule: Schedule, batc
     }
     nearest = max(shared, key=lambda other: shared[other], default=None)
     if nearest is not None and shared[nearest]:
-        _branch(folder, shared[nearest], nearest)
+        _link_state(folder, shared[nearest], nearest)
 
 
 def _shared_step(other: Path, identity: dict[str, Any], schedule: Schedule, batches: Batches) -> int:
@@ -44,11 +44,11 @@ def _shared_step(other: Path, identity: dict[str, Any], schedule: Schedule, batc
     params = TrainParams.model_validate(theirs["train"])
     planned = plan_schedule(params, batches.context_length, batches.tokens)
     diffusion = DiffusionParams.model_validate(identity["model"]["diffusion"])
-    trunks = [find_trunk(each, diffusion) for each in (planned, schedule)]
-    last = min(trunk for trunk in trunks if trunk is not None)
+    ends = [find_stable_end(each, diffusion) for each in (planned, schedule)]
+    last = min(end for end in ends if end is not None)
     if last == planned.steps and (last % params.log_every or last % params.eval_every):
         last -= 1  # a run's last step is logged and validated out of turn, which a longer run's is not
-    steps = [int(seal.stem.removeprefix("step-")) for seal in (other / "checkpoints").glob("step-*.json")]
+    steps = [int(path.stem.removeprefix("step-")) for path in (other / "checkpoints").glob("step-*.json")]
     return max((step for step in steps if step <= last), default=0)
 
 
@@ -57,7 +57,7 @@ def _without_length(identity: dict[str, Any]) -> dict[str, Any]:
     return {**identity, "train": train}
 
 
-def _branch(folder: Path, step: int, other: Path) -> None:
+def _link_state(folder: Path, step: int, other: Path) -> None:
     content = (other / "metrics.jsonl").read_bytes()  # the other run may be at work: its last line may be half there
     lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
     for stale in (folder / "checkpoints").glob("*"):  # of a start that was killed here, and branched off further on

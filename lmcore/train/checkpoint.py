@@ -8,7 +8,6 @@ uses every core, that thread's time on one of them is paid as well.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -24,33 +23,21 @@ from torch import Tensor
 
 from lmcore.errors import FULL_DISK, ArtifactError
 from lmcore.files import read_json, sha256_file, write_file, write_json
+from lmcore.model.weights import lay_out_tensors
 from lmcore.runtime.progress import warn
 
 FORMAT = 1
-# What safetensors calls the types that a training's state may have.
-TYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
-class Seal(BaseModel, frozen=True, extra="forbid"):
-    """What is written once the tensors are on disk, and makes them a checkpoint."""
+class CheckpointMetadata(BaseModel, frozen=True, extra="forbid"):
+    """Content of step-N.json, which is written once the tensors are on disk, and makes them a checkpoint."""
 
     format: int
     step: int
     sha256: str
     bytes: int
     val_loss: float | None = None
-    trunk: bool = False
+    trunk: bool = False  # at the end of a stable phase: kept for a longer run to branch off
 
 
 class Image:
@@ -66,20 +53,15 @@ class Image:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        entries, end = {}, 0
-        # The widest types first, so that each tensor begins at a multiple of its elements' width.
-        for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
-            begin, end = end, end + tensor.numel() * tensor.element_size()
-            shape = list(tensor.shape)
-            entries[name] = {"dtype": TYPE_NAMES[tensor.dtype], "shape": shape, "data_offsets": [begin, end]}
-        header = json.dumps(entries).encode()
-        header += b" " * (-len(header) % 8)
-        header = len(header).to_bytes(8, "little") + header
+        header, places = lay_out_tensors({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
+        end = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         whole = torch.empty(len(header) + end, dtype=torch.uint8)
         whole[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
-        places = {name: whole[len(header) :][slice(*entry["data_offsets"])] for name, entry in entries.items()}
+        body = whole[len(header) :]
         self.content = whole.numpy().data
-        self.views = {name: places[name].view(tensor.dtype).view(tensor.shape) for name, tensor in tensors.items()}
+        self.views = {
+            name: body[places[name]].view(tensor.dtype).view(tensor.shape) for name, tensor in tensors.items()
+        }
 
     def fits(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether these have the names, types and shapes that it was made for."""
@@ -96,9 +78,9 @@ class Image:
 class Checkpoints:
     """The folder of one run's checkpoints: step-00000100.safetensors and, written after it, step-00000100.json.
 
-    The second file, the seal, holds the first one's SHA-256; a checkpoint without it, or not matching it, does not
-    count. Kept are the last `keep`, the one with the lowest validation loss, and every trunk. Whoever saves holds the
-    run's lock. Leaving the context waits for the writer.
+    The second file, `CheckpointMetadata`, holds the first one's SHA-256; a checkpoint without it, or not matching it,
+    does not count. Kept are the last `keep`, the one with the lowest validation loss, and every end of a stable phase.
+    Whoever saves holds the run's lock. Leaving the context waits for the writer.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -118,19 +100,24 @@ class Checkpoints:
             self.finish()
 
     def save(
-        self, step: int, tensors: Mapping[str, Tensor], *, val_loss: float | None = None, is_trunk: bool = False
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        *,
+        val_loss: float | None = None,
+        ends_stable_phase: bool = False,
     ) -> None:
         """Copy the state after `step` updates, which may change once this returns, and have it written.
 
-        `val_loss` (nats per token) is what `best` compares; `is_trunk` keeps it for good, for a longer run to branch
-        off. Waits for the write before, and raises what stopped that one, unless it was a full disk.
+        `val_loss` (nats per token) is what `best` compares; `ends_stable_phase` keeps it for good, for a longer run to
+        branch off. Waits for the write before, and raises what stopped that one, unless it was a full disk.
         """
         self.finish()
         if self._image is None or not self._image.fits(tensors):
             self._image = None  # its memory goes before the new one's comes
             self._image = Image(tensors)
         self._image.fill(tensors)
-        self._writing = self._writer.submit(self._write, step, self._image, val_loss, is_trunk)
+        self._writing = self._writer.submit(self._write, step, self._image, val_loss, ends_stable_phase)
 
     def finish(self) -> None:
         """Wait until the last save is on disk; raises what stopped it, unless it was a full disk."""
@@ -142,36 +129,37 @@ class Checkpoints:
     def best(self) -> int | None:
         """The step of the checkpoint with the lowest validation loss, the first of equals; None if none has one."""
         self.finish()
-        seals = self._seals()
-        path = _find_best(seals)
-        return None if path is None else seals[path].step
+        found = self._list()
+        path = _find_best(found)
+        return None if path is None else found[path].step
 
     def restore(self) -> tuple[int, dict[str, Tensor]] | None:
         """The newest sound checkpoint's step and tensors, on the CPU; None when there is none."""
         self.finish()
-        seals = self._seals()
-        for path in sorted(set(self.folder.glob("step-*.json")) - seals.keys()):
+        found = self._list()
+        for path in sorted(set(self.folder.glob("step-*.json")) - found.keys()):
             warn(f"{path} belongs to another version of lmcore (this one reads format {FORMAT}): passed over")
-        for path, seal in reversed(seals.items()):
+        for path, metadata in reversed(found.items()):
             try:
-                return seal.step, _read_tensors(path.with_suffix(".safetensors"), seal)
+                return metadata.step, _read_tensors(path.with_suffix(".safetensors"), metadata)
             except ArtifactError as error:
                 _discard(path, error)
         return None
 
-    def _write(self, step: int, image: Image, val_loss: float | None, is_trunk: bool) -> None:
+    def _write(self, step: int, image: Image, val_loss: float | None, ends_stable_phase: bool) -> None:
         """The writer's work. Hashing and writing let go of the GIL, so that training goes on beside them."""
         self._remove_leftovers()
         path = self.folder / f"step-{step:08d}.safetensors"
         # Reading the file back to hash it would only show that the page cache has it; `restore` reads it in earnest.
         sha256 = hashlib.sha256(image.content).hexdigest()
-        seal = Seal(
-            format=FORMAT, step=step, sha256=sha256, bytes=image.content.nbytes, val_loss=val_loss, trunk=is_trunk
+        size = image.content.nbytes
+        metadata = CheckpointMetadata(
+            format=FORMAT, step=step, sha256=sha256, bytes=size, val_loss=val_loss, trunk=ends_stable_phase
         )
         try:
             with write_file(path) as file:
                 file.write(image.content)
-            write_json(path.with_suffix(".json"), seal.model_dump(exclude_defaults=True))
+            write_json(path.with_suffix(".json"), metadata.model_dump(exclude_defaults=True))
         except OSError as error:
             if error.errno not in FULL_DISK:
                 raise
@@ -184,64 +172,64 @@ class Checkpoints:
             self._prune()
 
     def _prune(self) -> None:
-        seals = self._seals()
-        kept = {*list(seals)[-self.keep :], _find_best(seals), *(path for path, seal in seals.items() if seal.trunk)}
-        for path in seals.keys() - kept:
+        found = self._list()
+        kept = {*list(found)[-self.keep :], _find_best(found), *(path for path in found if found[path].trunk)}
+        for path in found.keys() - kept:
             path.unlink()
         self._remove_leftovers()
 
     def _remove_leftovers(self) -> None:
-        """Tensors without a seal, and what a killed writer had begun."""
+        """Remove tensors without metadata, and what a killed writer had begun."""
         for path in self.folder.glob("step-*.safetensors"):
             if not path.with_suffix(".json").exists():
                 path.unlink()
         for place in self.folder.glob(".step-*.partial-*"):
             shutil.rmtree(place)
 
-    def _seals(self) -> dict[Path, Seal]:
-        """By path, from the first step to the last. Damaged ones are removed, other versions' left alone."""
-        seals = {}
+    def _list(self) -> dict[Path, CheckpointMetadata]:
+        """Metadata by path, from the first step to the last. Damaged files are removed, other versions' left alone."""
+        found = {}
         for path in self.folder.glob("step-*.json"):
             try:
-                seal = _read_seal(path)
+                metadata = _read_metadata(path)
             except ArtifactError as error:
                 _discard(path, error)
             else:
-                if seal is not None:
-                    seals[path] = seal
-        return dict(sorted(seals.items(), key=lambda item: item[1].step))
+                if metadata is not None:
+                    found[path] = metadata
+        return dict(sorted(found.items(), key=lambda item: item[1].step))
 
 
-def _find_best(seals: Mapping[Path, Seal]) -> Path | None:
-    losses = {path: seal.val_loss for path, seal in seals.items() if seal.val_loss is not None}
+def _find_best(found: Mapping[Path, CheckpointMetadata]) -> Path | None:
+    losses = {path: metadata.val_loss for path, metadata in found.items() if metadata.val_loss is not None}
     return min(losses, key=losses.__getitem__, default=None)
 
 
 def _discard(path: Path, error: ArtifactError) -> None:
-    """Remove the seal of a damaged checkpoint, so that it does not count among the last ones that are kept."""
+    """Remove the metadata of a damaged checkpoint, so that it does not count among the last ones that are kept."""
     warn(f"{error}: passed over")
     path.unlink()
 
 
-def _read_seal(path: Path) -> Seal | None:
+def _read_metadata(path: Path) -> CheckpointMetadata | None:
     """None when it is another version's. Raises ArtifactError when it is damaged."""
     record = read_json(path, "it was removed, or its disk is failing")
     if isinstance(record, dict) and record.get("format") != FORMAT:
         return None
     try:
-        seal = Seal.model_validate(record)
+        metadata = CheckpointMetadata.model_validate(record)
     except ValidationError:
         raise ArtifactError(f"{path} is damaged") from None
-    if path.stem != f"step-{seal.step:08d}":
-        raise ArtifactError(f"{path} is damaged (it says step {seal.step})")
-    return seal
+    if path.stem != f"step-{metadata.step:08d}":
+        raise ArtifactError(f"{path} is damaged (it says step {metadata.step})")
+    return metadata
 
 
-def _read_tensors(path: Path, seal: Seal) -> dict[str, Tensor]:
-    """Raises ArtifactError when the file is missing or is not the one that was sealed."""
+def _read_tensors(path: Path, metadata: CheckpointMetadata) -> dict[str, Tensor]:
+    """Raises ArtifactError when the file is missing or does not match its checksum."""
     if not path.exists():
         raise ArtifactError(f"{path} does not exist")
-    if sha256_file(path) != seal.sha256:
+    if sha256_file(path) != metadata.sha256:
         raise ArtifactError(f"{path} is torn or changed (its SHA-256 differs)")
     # Memory of their own: load_file maps the file, and a mapped file that is cut kills the process that reads it.
     return {name: tensor.clone() for name, tensor in load_file(path).items()}

@@ -47,23 +47,23 @@ class LanguageModelLoss(nn.Module):
         self._score_whole = torch.compile(self._score_whole)  # type: ignore[method-assign]
         self._score_piece = torch.compile(score_piece)
 
-    def forward(self, tokens: Tensor, targets: Tensor, blocks: Tensor | None = None) -> Losses:
+    def forward(self, tokens: Tensor, targets: Tensor, mask_blocks: Tensor | None = None) -> Losses:
         """The mean loss in nats per token of `targets` (B, T) after `tokens` (B, T).
 
-        With `blocks` (B, n; see `GPT.hidden`) TiDAR's, the weighted mean of the two losses.
+        With `mask_blocks` (B, n; see `GPT.hidden`) TiDAR's, the weighted mean of the two losses.
         """
         time, diffusion = tokens.shape[1], self.model.params.diffusion
-        hidden = self.model.hidden(tokens, blocks=blocks)
-        if blocks is None:
+        hidden = self.model.hidden(tokens, mask_blocks=mask_blocks)
+        if mask_blocks is None:
             loss, _ = self._score(hidden, targets)
             return Losses(loss, loss.new_empty(0))
         assert diffusion.block_size is not None
-        guessed = targets.gather(1, spread_masks(blocks, diffusion.block_size) - 1)
+        guessed = targets.gather(1, spread_masks(mask_blocks, diffusion.block_size) - 1)
         loss, _ = self._score(hidden[:, :time], targets)
         masks_loss, each = self._score(hidden[:, time:], guessed, singly=True)
-        slots = each.view(-1, diffusion.block_size).mean(dim=0)
+        mask_losses = each.view(-1, diffusion.block_size).mean(dim=0)
         total = (loss + diffusion.weight * masks_loss) / (1 + diffusion.weight)
-        return Losses(total, torch.cat((loss[None], slots)).detach())
+        return Losses(total, torch.cat((loss[None], mask_losses)).detach())
 
     def _score(self, hidden: Tensor, targets: Tensor, *, singly: bool = False) -> tuple[Tensor, Tensor]:
         """The mean loss of `targets` (B, T) from the final hidden state (B, T, D); each one's if asked, (B x T,)."""

@@ -1,10 +1,10 @@
-"""Whether a training fits into memory, before it begins: an estimate from the shapes, and the micro-batch that fits."""
+"""Memory of a training before it starts: an estimate from the shapes, and the micro-batch that fits."""
 
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -16,10 +16,10 @@ from lmcore.model.attention import cut_into_blocks
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
 from lmcore.train.loss import WHOLE_LOGITS_BYTES
-from lmcore.train.optimizer import is_hidden_matrix
+from lmcore.train.optimizer import OPTIMIZERS, is_hidden_matrix
+from lmcore.train.params import TrainParams
 
 FP32 = 4  # bytes
-MUON_WORK = 18  # bytes per number of the equally shaped matrices that it treats together; measured, 14 in bfloat16
 # Activations of the MLP's width that its gradient needs: SwiGLU's two inputs, the gate's activation and the product.
 MLP_WIDTHS = {"gelu": 2, "relu2": 2, "swiglu": 4}
 # The part of a device's memory that an `auto` micro-batch may fill. Main memory is shared with all else that runs.
@@ -46,54 +46,46 @@ class MemoryEstimate:
         return self.parameters + self.gradients + self.optimizer + self.activations + self.logits
 
 
-# `estimate_memory` with everything given; each keyword can be changed.
-Estimate = Callable[..., MemoryEstimate]
+Estimate = Callable[[Hardware], MemoryEstimate]
 
 
 def estimate_memory(
-    model_params: ModelParams,
-    vocab_size: int,
-    *,
-    micro_batch_size: int,
-    optimizer: Literal["adamw", "muon"],
-    precision: Precision,
-    activation_checkpointing: bool,
-    shards: int,
-    ema: bool = False,
-    device: str = "cuda",
-    compiled: bool = False,
-    lora_rank: int | None = None,
+    hardware: Hardware, params: TrainParams, model_params: ModelParams, vocab_size: int
 ) -> MemoryEstimate:
-    """The memory of a training step from its shapes; `shards` processes divide the weights (`sharding: full`).
+    """Return the memory of a training step from its shapes; with `sharding: full` all processes divide the weights.
 
     | part        | bytes                                                                                        |
     |-------------|----------------------------------------------------------------------------------------------|
     | parameters  | 4 per parameter                                                                              |
     | gradients   | 4 per parameter                                                                              |
-    | optimizer   | AdamW 8 per parameter; Muon 4 for the matrices inside blocks and 8 for the rest; average 4   |
+    | optimizer   | of OPTIMIZERS: AdamW 8 per parameter, Muon 4 for the matrices of blocks; average 4           |
     | logits      | scores, their log-probabilities and the gradient (`_logits_bytes`)                           |
     | activations | what the blocks keep for their gradients (`_block_bytes`), with `activation_checkpointing`   |
     |             | their inputs alone; or what a later moment needs beyond the logits, if that is more          |
 
-    With `lora_rank` gradients and the optimizer's are of the adapters alone, and the average is still of all.
+    With `train.lora_rank` gradients and the optimizer's are of the adapters alone, and the average is still of all.
 
-    Without `compiled` this is what eager PyTorch keeps; the compiler keeps as much or less, but for attention on a CPU.
+    Without `compile` this is what eager PyTorch keeps; the compiler keeps as much or less, but for attention on a CPU.
     """
-    counts = count_parameters(model_params, vocab_size)
-    trained = counts.all if lora_rank is None else lora_rank * counts.sides
-    whole = counts.all if lora_rank is None else counts.all + trained
-    numbers = 2 * trained + (whole if ema else 0) - (counts.matrices if optimizer == "muon" else 0)
-    text, masks = (micro_batch_size * count for count in (model_params.context_length, model_params.trained_masks))
+    counts, optimizer = count_parameters(model_params, vocab_size), OPTIMIZERS[params.optimizer]
+    precision, rows = hardware.precision, hardware.micro_batch_size
+    whole, trained, matrices = counts.all, counts.all, counts.matrices
+    if params.lora_rank is not None:
+        trained = matrices = params.lora_rank * counts.sides
+        whole += trained
+    numbers = optimizer.matrix_state * matrices + optimizer.other_state * (trained - matrices)
+    numbers += 0 if params.ema_decay is None else whole
+    text, masks = rows * model_params.context_length, rows * model_params.trained_masks
     tokens = text + masks
     logits = _logits_bytes(model_params, vocab_size, text)  # those of masks come later and are gone before
     # Autocast casts each matrix once per pass and keeps the copy.
     cast = 0 if precision == "fp32" else DTYPES[precision].itemsize * counts.matrices // model_params.n_layers
-    block = micro_batch_size * _block_bytes(model_params, precision, device, compiled) + cast
-    moments = list(_moments(model_params, tokens, block, logits, precision, activation_checkpointing))
+    block = rows * _block_bytes(model_params, precision, hardware.device, hardware.compile) + cast
+    moments = list(_moments(model_params, tokens, block, logits, precision, hardware.activation_checkpointing))
     if model_params.tie_embeddings:  # the gradients of head and embedding are added when all else is gone
         moments.append(3 * FP32 * vocab_size * model_params.d_model)
-    if optimizer == "muon":
-        moments.append(MUON_WORK * counts.largest_set)
+    moments.append(optimizer.work_bytes * counts.largest_set)
+    shards = hardware.processes if hardware.sharding == "full" else 1
     if shards > 1:
         # What lies outside the blocks is whole with its gradient, and so are a block and the next one. A validation
         # puts the whole model together.
@@ -212,80 +204,77 @@ def _logits_bytes(params: ModelParams, vocab_size: int, tokens: int) -> int:
     return 5 * WHOLE_LOGITS_BYTES + 2 * FP32 * params.d_model * (vocab_size + tokens)
 
 
-def fit_to_memory(
-    hardware: Hardware,
-    model_params: ModelParams,
-    vocab_size: int,
-    *,
-    optimizer: Literal["adamw", "muon"],
-    ema: bool,
-    lora_rank: int | None = None,
-) -> Hardware:
-    """`hardware` with a micro-batch that fits; one that was asked for is kept. Call it before the model is built.
+class HardwarePlan(NamedTuple):
+    """Hardware of a training with its micro-batch, and the memory that one process needs at the peak of a step.
+
+    `obstacle` says why a step does not fit into what is free; hardware and memory are then those of a single sequence.
+    """
+
+    hardware: Hardware
+    memory: MemoryEstimate
+    obstacle: str | None
+
+    def require_fit(self) -> Hardware:
+        """Return the hardware. Raises ParameterError with the obstacle, if there is one."""
+        if self.obstacle is not None:
+            raise ParameterError(self.obstacle)
+        return self.hardware
+
+
+def fit_to_memory(hardware: Hardware, params: TrainParams, model_params: ModelParams, vocab_size: int) -> HardwarePlan:
+    """Choose a micro-batch that fits; one that was asked for is kept. Call it before the model is built.
 
     The choice follows from the memory that the machine has, not from what is free at the moment: how a batch is cut
-    shows in the last digits, and a run that goes on after a kill must cut it as before. Raises ParameterError if the
-    result does not fit into what is free.
+    shows in the last digits, and a run that goes on after a kill must cut it as before.
     """
-    estimate = functools.partial(
-        estimate_memory,
-        model_params,
-        vocab_size,
-        micro_batch_size=hardware.micro_batch_size,
-        optimizer=optimizer,
-        precision=hardware.precision,
-        activation_checkpointing=hardware.activation_checkpointing,
-        shards=hardware.processes if hardware.sharding == "full" else 1,
-        ema=ema,
-        device=hardware.device,
-        compiled=hardware.compile,
-        lora_rank=lora_rank,
-    )
-    size = hardware.micro_batch_size
+    estimate = functools.partial(estimate_memory, params=params, model_params=model_params, vocab_size=vocab_size)
     if not hardware.micro_batch_asked:
         limit = FILLED[hardware.device] * total_memory(hardware.device)
-        size = choose_micro_batch(estimate, _usable(limit, hardware), size)
-    chosen = replace(hardware, micro_batch_size=size)
-    require_fit(functools.partial(estimate, micro_batch_size=size), available_memory(hardware.device), chosen)
-    return chosen
+        size = choose_micro_batch(estimate, hardware, _usable(limit, hardware))
+        hardware = replace(hardware, micro_batch_size=size)
+    obstacle = explain_obstacle(estimate, hardware, available_memory(hardware.device))
+    if obstacle is not None:
+        hardware = replace(hardware, micro_batch_size=1)
+    return HardwarePlan(hardware, estimate(hardware), obstacle)
 
 
 def _usable(memory: float, hardware: Hardware) -> int:
-    """What one process's tensors can fill of `memory`: cards belong to one process each, main memory is shared."""
+    """What one process's tensors can fill of `memory`: GPUs belong to one process each, main memory is shared."""
     if hardware.device == "cuda":
         return int(memory)
     return int(memory * (1.0 if hardware.compile else HEAP_FILLED) * hardware.machines / hardware.processes)
 
 
-def choose_micro_batch(estimate: Estimate, memory: int, most: int) -> int:
-    """The largest number of sequences up to `most` that fits into `memory` bytes; 1 if none does."""
-    return next((size for size in range(most, 1, -1) if estimate(micro_batch_size=size).total <= memory), 1)
+def choose_micro_batch(estimate: Estimate, hardware: Hardware, memory: int) -> int:
+    """Return the largest micro-batch, at most that of `hardware`, that fits into `memory` bytes; 1 if none does."""
+    sizes = range(hardware.micro_batch_size, 1, -1)
+    return next((size for size in sizes if estimate(replace(hardware, micro_batch_size=size)).total <= memory), 1)
 
 
-def require_fit(estimate: Estimate, available: int, hardware: Hardware) -> None:
-    """Raise ParameterError if a step does not fit into `available` bytes: what it needs, and the cheapest way out."""
-    needed, usable = estimate(), _usable(available, hardware)
-    if needed.total > usable:
-        raise ParameterError(
-            f"hardware.micro_batch_size={hardware.micro_batch_size}: a training step needs {format_memory(needed)}, "
-            f"but of {_show(available)} that are free on device {hardware.device} a process can fill {_show(usable)}; "
-            f"{_suggest_fit(estimate, usable, hardware)}"
-        )
+def explain_obstacle(estimate: Estimate, hardware: Hardware, available: int) -> str | None:
+    """Say why a step does not fit into `available` bytes, and the remedy that costs least; None if it fits."""
+    needed, usable = estimate(hardware), _usable(available, hardware)
+    if needed.total <= usable:
+        return None
+    return (
+        f"hardware.micro_batch_size={hardware.micro_batch_size}: a training step needs {format_memory(needed)}, "
+        f"but of {_show(available)} that are free on device {hardware.device} a process can fill {_show(usable)}; "
+        f"{_suggest_fit(estimate, hardware, usable)}"
+    )
 
 
-def _suggest_fit(estimate: Estimate, usable: int, hardware: Hardware) -> str:
+def _suggest_fit(estimate: Estimate, hardware: Hardware, usable: int) -> str:
     """The first change, from the one that costs least, with which a step fits."""
-    size = choose_micro_batch(estimate, usable, hardware.micro_batch_size)
-    one = {"micro_batch_size": 1}
-    recomputed = {**one, "activation_checkpointing": True}
+    size = choose_micro_batch(estimate, hardware, usable)
+    recomputed = replace(hardware, micro_batch_size=1, activation_checkpointing=True)
     ways = [
-        (f"set hardware.micro_batch_size={size}", {"micro_batch_size": size}),
+        (f"set hardware.micro_batch_size={size}", replace(hardware, micro_batch_size=size)),
         ("set hardware.micro_batch_size=1 and hardware.activation_checkpointing=true", recomputed),
     ]
     if hardware.processes > 1:
-        sharded = {**recomputed, "shards": hardware.processes}
+        sharded = replace(recomputed, sharding="full")
         ways.append(("set hardware.micro_batch_size=1, activation_checkpointing=true and sharding=full", sharded))
-    fitting = (way for way, changes in ways if estimate(**changes).total <= usable)
+    fitting = (way for way, changed in ways if estimate(changed).total <= usable)
     return next(fitting, "free some, or make model.n_layers, model.d_model or model.context_length smaller")
 
 

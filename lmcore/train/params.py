@@ -1,12 +1,14 @@
 """What the train section of params.yaml may say."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from lmcore.params import Int, Section
+from lmcore.params import Int, Section, choice
 from lmcore.tokens.windows import Packing
+from lmcore.train.optimizer import OPTIMIZERS
+from lmcore.train.schedule_shapes import SCHEDULES
 
 LENGTHS = ("max_steps", "max_tokens", "epochs")
 
@@ -25,9 +27,9 @@ class TrainParams(Section):
     mixture: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = None
     packing: Packing = "stream"
     window_jitter: bool = True
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Annotated[str, choice(OPTIMIZERS)] = "adamw"
     learning_rate: float = Field(default=0.002, gt=0)
-    schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    schedule: Annotated[str, choice(SCHEDULES)] = "cosine"
     warmup_steps: Int = Field(default=100, ge=0)
     decay_fraction: float = Field(default=0.4, gt=0, le=1)
     min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
@@ -59,8 +61,10 @@ class TrainParams(Section):
     def _check_lora(self) -> Self:
         if self.lora_rank is not None and self.init_from is None:
             raise ValueError(f"train.lora_rank={self.lora_rank}: adapts a model that is there: set train.init_from")
-        if self.lora_rank is not None and self.optimizer == "muon":
-            raise ValueError(f"train.lora_rank={self.lora_rank}: set train.optimizer=adamw, muon is for whole matrices")
+        if self.lora_rank is not None and not OPTIMIZERS[self.optimizer].trains_adapters:
+            raise ValueError(
+                f"train.lora_rank={self.lora_rank}: set train.optimizer=adamw, {self.optimizer} is for whole matrices"
+            )
         return self
 
     @model_validator(mode="after")

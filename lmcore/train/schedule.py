@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lmcore.errors import ParameterError
 from lmcore.train.params import TrainParams
+from lmcore.train.schedule_shapes import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,8 @@ class Schedule:
     def learning_rate(self, step: int) -> float:
         """The learning rate of update `step` (counted from 0).
 
-        Linear warm-up over `warmup_steps` updates to `learning_rate`, then down to its `min_learning_rate_ratio` at
-        the last update: along a cosine (Loshchilov & Hutter, arXiv:1608.03983), a line, not at all, or not at all
-        before the last `decay_fraction` of the steps and along a line from there (wsd: warm-up, stable, decay;
-        Hu et al., arXiv:2404.06395).
+        Linear warm-up over `warmup_steps` updates to `learning_rate`, then the shape of SCHEDULES that `schedule`
+        names, down to `min_learning_rate_ratio` of it at the last update.
 
             warmup_steps=2, steps=5, min_learning_rate_ratio=0, linear:  0.5  1.0  1.0  0.5  0.0
         """
@@ -29,29 +28,22 @@ class Schedule:
     @property
     def decay_start(self) -> int:
         """The first step whose learning rate depends on how long the run is; up to there a longer run is the same."""
-        warmup = min(self.params.warmup_steps, self.steps)
-        match self.params.schedule:
-            case "constant":
-                return self.steps
-            case "wsd":
-                return max(warmup, self.steps - round(self.params.decay_fraction * self.steps))
-            case _:
-                return warmup
+        warmup, stable_end = min(self.params.warmup_steps, self.steps), SCHEDULES[self.params.schedule].stable_end
+        return warmup if stable_end is None else max(warmup, stable_end(self.steps, self.params.decay_fraction))
 
     @property
-    def trunk(self) -> int | None:
-        """The step after which a longer run may branch off: the end of the constant learning rate, if there is one."""
-        return self.decay_start if self.params.schedule in ("wsd", "constant") else None
+    def stable_end(self) -> int | None:
+        """The step after which a longer run may branch off: the end of the stable phase, if there is one."""
+        return None if SCHEDULES[self.params.schedule].stable_end is None else self.decay_start
 
     def _scale(self, step: int) -> float:
         params, start = self.params, self.decay_start
         if step < params.warmup_steps:
             return (step + 1) / params.warmup_steps
-        if step < start or params.schedule == "constant":
+        if step < start:
             return 1.0
-        progress = (step - start) / max(1, self.steps - 1 - start)
-        shape = 0.5 * (1 + math.cos(math.pi * progress)) if params.schedule == "cosine" else 1 - progress
-        return params.min_learning_rate_ratio + (1 - params.min_learning_rate_ratio) * shape
+        height = SCHEDULES[params.schedule].decay((step - start) / max(1, self.steps - 1 - start))
+        return params.min_learning_rate_ratio + (1 - params.min_learning_rate_ratio) * height
 
 
 def plan_schedule(params: TrainParams, context_length: int, train_tokens: int) -> Schedule:

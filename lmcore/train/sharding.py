@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from lmcore.hardware.distributed import World
+from lmcore.hardware.params import Sharding
 from lmcore.train.loss import LanguageModelLoss
-
-Sharding = Literal["replicate", "full"]
 
 
 def distribute(

@@ -21,19 +21,19 @@ SCALED_STEPS = 2000.0
 
 
 class Batch(NamedTuple):
-    """One process's part of a batch: `windows` (batch, time + 1), inputs and, shifted by one, targets; TiDAR's blocks.
+    """One process's part of a batch: `windows` (batch, time + 1), inputs and, shifted by one, targets.
 
-    `blocks` (batch, n) as in `GPT.hidden`.
+    `mask_blocks` (batch, n) are TiDAR's, as in `GPT.hidden`.
     """
 
     windows: Tensor
-    blocks: Tensor | None = None
+    mask_blocks: Tensor | None = None
 
     def split(self, size: int) -> Iterator["Batch"]:
         """The same in micro-batches."""
         windows = self.windows.split(size)
-        blocks = [None] * len(windows) if self.blocks is None else self.blocks.split(size)
-        yield from map(Batch, windows, blocks)
+        mask_blocks = [None] * len(windows) if self.mask_blocks is None else self.mask_blocks.split(size)
+        yield from map(Batch, windows, mask_blocks)
 
 
 def accumulate_gradients(
@@ -56,12 +56,12 @@ def accumulate_gradients(
         share = len(micro_batch.windows) / len(batch.windows)
         with sync_gradients(state.objective, number == len(micro_batches)):
             with hardware.autocast():
-                windows, blocks = micro_batch
-                losses: Losses = state.objective(windows[:, :-1], windows[:, 1:], blocks)
+                windows, mask_blocks = micro_batch
+                losses: Losses = state.objective(windows[:, :-1], windows[:, 1:], mask_blocks)
             (losses.total * share * scale).backward()
         shares = [part.detach() * share for part in losses]
         sums = [before + part for before, part in zip(sums, shares, strict=True)] if sums else shares
-    return Losses(*(world.sum(each) / world.size for each in sums))
+    return Losses(*(world.all_reduce(each) / world.size for each in sums))
 
 
 def update_weights(state: TrainState, loss: Tensor, learning_rate: float, params: TrainParams) -> Tensor:

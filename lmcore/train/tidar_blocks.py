@@ -13,16 +13,17 @@ def find_diffusion_start(diffusion: DiffusionParams, steps: int) -> int:
     return steps if diffusion.block_size is None else round(diffusion.start_fraction * steps)
 
 
-def find_trunk(schedule: Schedule, diffusion: DiffusionParams) -> int | None:
-    """The step up to which a longer run is the same: `schedule.trunk`, or the first block where that comes before.
+def find_stable_end(schedule: Schedule, diffusion: DiffusionParams) -> int | None:
+    """The step up to which a longer run is the same: `schedule.stable_end`, or the first block where that comes before.
 
     From the first step on masks are the same in both.
     """
     start = find_diffusion_start(diffusion, schedule.steps)
-    return schedule.trunk if schedule.trunk is None or not start else min(schedule.trunk, start)
+    end = schedule.stable_end
+    return end if end is None or not start else min(end, start)
 
 
-def choose_blocks(model: ModelParams, seed: int, steps: int, batch_size: int, step: int) -> Tensor | None:
+def choose_mask_blocks(model: ModelParams, seed: int, steps: int, batch_size: int, step: int) -> Tensor | None:
     """For each sequence of the batch the last token that each of its blocks sees, (batch_size, n); None without any.
 
     Of a grid of blocks side by side, whose first place is drawn for each sequence (`random_offset`), some are drawn.
@@ -35,6 +36,6 @@ def choose_blocks(model: ModelParams, seed: int, steps: int, batch_size: int, st
         return None
     generator = torch.Generator().manual_seed(derive_seed(seed, step, "blocks"))
     grid = (model.context_length - size) // size
-    drawn = torch.rand(batch_size, grid, generator=generator).argsort(dim=1)[:, : model.trained_blocks]
+    drawn = torch.rand(batch_size, grid, generator=generator).argsort(dim=1)[:, : model.trained_mask_blocks]
     offsets = torch.randint(size, (batch_size, 1), generator=generator)
     return drawn.sort(dim=1).values * size + (offsets if model.diffusion.random_offset else 0)

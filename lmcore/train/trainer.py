@@ -3,43 +3,38 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lmcore.errors import ArtifactError, ParameterError
+from lmcore.errors import ArtifactError
 from lmcore.files import project_root
 from lmcore.hardware.distributed import World
-from lmcore.hardware.measure import keep_freed_memory, measure_peak_flops, peak_memory_bytes, reset_peak_memory
-from lmcore.hardware.params import HardwareParams
-from lmcore.hardware.resolve import Hardware, claim_device, resolve_hardware
+from lmcore.hardware.measure import keep_freed_memory, peak_memory_bytes
+from lmcore.hardware.resolve import Hardware
+from lmcore.hardware.signals import catch_signals
 from lmcore.model.gpt import GPT
 from lmcore.model.hf_architecture import explain_misfit, hugging_face_architecture
-from lmcore.model.params import ModelParams
 from lmcore.runtime.progress import TrainingProgress, say, warn
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.checksums import VERIFIED, VerifiedFiles
 from lmcore.tokens.dataset import TokenDataset
 from lmcore.tracking.description import TrackedRun
-from lmcore.train.branch import adopt_trunk
+from lmcore.train.branch import branch_off
 from lmcore.train.checkpoint import Checkpoints
-from lmcore.train.loop import Validate, train
+from lmcore.train.loop import Observers, Validate, train
 from lmcore.train.lora import adapt_model, merge_adapters
 from lmcore.train.loss import LanguageModelLoss
-from lmcore.train.memory import find_micro_batch, fit_to_memory
 from lmcore.train.optimizer import build_optimizers
 from lmcore.train.outputs import MODEL_FOLDER, write_outputs
 from lmcore.train.params import TrainParams
+from lmcore.train.plan import RunContext, confirm_micro_batch
 from lmcore.train.run_state import Run, open_run, run_key
-from lmcore.train.schedule import Schedule, estimate_flops, plan_schedule
+from lmcore.train.schedule import estimate_flops
 from lmcore.train.sharding import distribute, gather_tensor
-from lmcore.train.signals import catch_signals
 from lmcore.train.state import TrainState
-
-MEASURE_PEAK_FLOPS = 1e13  # a training of a quarter of a minute on two cores: measuring takes 0.3 s
 
 Begin = Callable[[Path, dict[str, Any]], None]
 Track = Callable[[TrackedRun], AbstractContextManager[None]]
@@ -47,32 +42,32 @@ Track = Callable[[TrackedRun], AbstractContextManager[None]]
 
 def run_training(
     model: GPT,
-    params: TrainParams,
-    hardware: Hardware,
+    context: RunContext,
     dataset: TokenDataset,
     batches: Batches,
-    world: World,
     *,
     origin: dict[str, Any],
     validate: Validate,
     track: Track,
 ) -> None:
-    """Train, or go on training, and write models/gpt, the metrics and the curve.
+    """Train, or resume training, and write models/gpt, the metrics and the curve.
 
     The run is named by the parameters, by the data's fingerprints and by `origin` (what the weights were initialised
     from, if not drawn), not by the machine, so that it may go on elsewhere. Nothing is written to models/ and reports/
     before the run is at its end; until then, and after, its state lies in runs/KEY.
     """
     started = time.monotonic()
-    adapt_model(model, params)
-    schedule = plan_schedule(params, batches.context_length, batches.tokens)
-    hardware = settle_hardware(model, hardware, schedule, batches, world)
+    adapt_model(model, context.params)
+    context = confirm_micro_batch(model, context)
+    params, hardware, world = context.params, context.hardware, context.world
     state = build_state(model, params, hardware, world)
-    science, fingerprints = describe_science(model, params), {**dataset.fingerprints, **origin}
-    announce(model, schedule, hardware, batches, world)
-    adopt = partial(adopt_trunk, schedule=schedule, batches=batches)
+    # The numbers depend on these.
+    science = {"model": model.params.model_dump(), "train": params.model_dump()}
+    fingerprints = {**dataset.fingerprints, **origin}
+    announce(model, batches, context)
+    begin = partial(branch_off, schedule=context.schedule, batches=batches)
     with (
-        enter_run(project_root() / "runs", {**science, **fingerprints}, world, adopt) as (folder, run),
+        enter_run(project_root() / "runs", {**science, **fingerprints}, world, begin) as (folder, run),
         Checkpoints(folder / "checkpoints", params.keep_checkpoints) as checkpoints,
         catch_signals() as interrupt,
     ):
@@ -82,22 +77,9 @@ def run_training(
         tracked = TrackedRun(folder, science, hardware.describe(), dataset.fingerprints, MODEL_FOLDER)
         with (
             track(tracked) if world.is_main else nullcontext(),
-            follow_progress(step, model, hardware, schedule, batches, world) as progress,
+            follow_progress(step, model, batches, context) as progress,
         ):
-            train(
-                state,
-                batches,
-                schedule,
-                params,
-                hardware,
-                world,
-                step=step,
-                validate=validate,
-                run=run,
-                checkpoints=checkpoints,
-                progress=progress,
-                interrupt=interrupt,
-            )
+            train(state, batches, context, Observers(run, checkpoints, progress, interrupt), validate, step)
             checkpoints.finish()
             with state.averaged():
                 whole = merge_adapters(gather_model(state))
@@ -121,11 +103,6 @@ def open_batches(params: TrainParams, context_length: int, dataset: TokenDataset
         jitter=params.window_jitter,
         mixture=params.mixture,
     )
-
-
-def describe_science(model: GPT, params: TrainParams) -> dict[str, Any]:
-    """The parameters that the run's numbers depend on."""
-    return {"model": model.params.model_dump(), "train": params.model_dump()}
 
 
 def summarise_run(seconds: float, progress: TrainingProgress, hardware: Hardware) -> dict[str, Any]:
@@ -185,7 +162,7 @@ def restore(state: TrainState, checkpoints: Checkpoints, world: World) -> int:
     Raises ArtifactError where another process than the main one, which passes over what is damaged, finds another.
     """
     found = checkpoints.restore() if world.is_main else None
-    newest = world.from_main(found[0] if found else 0)
+    newest = world.broadcast(found[0] if found else 0)
     found = found if world.is_main else checkpoints.restore()
     step, tensors = found or (0, None)
     if step != newest:
@@ -209,8 +186,9 @@ def gather_model(state: TrainState) -> GPT:
     return whole
 
 
-def announce(model: GPT, schedule: Schedule, hardware: Hardware, batches: Batches, world: World) -> None:
+def announce(model: GPT, batches: Batches, context: RunContext) -> None:
     """Say what follows from the parameters, the data and the machine, each with its derivation."""
+    schedule, hardware, world = context.schedule, context.hardware, context.world
     if not world.is_main:
         return
     tokens = schedule.steps * batches.tokens_per_step
@@ -232,77 +210,8 @@ def announce(model: GPT, schedule: Schedule, hardware: Hardware, batches: Batche
         warn(f"the export stage will refuse this model: {explain_misfit(model.params)}")
 
 
-def plan_hardware(
-    request: HardwareParams,
-    settings: dict[str, Any],
-    params: TrainParams,
-    model_params: ModelParams,
-    dataset: TokenDataset,
-) -> Hardware:
-    """What the run will use of this machine, and from here on has for itself, if that are cards (`claim_device`).
-
-    Raises ParameterError for what the machine has not, or if the run cannot fit.
-    """
-    claim_device(request, settings, params.batch_size)
-    context, vocab_size = model_params.context_length, dataset.tokenizer.vocab_size
-    tokens = plan_schedule(params, context, dataset.train.tokens).steps * params.batch_size * context
-    tokens = round(tokens * (1 + model_params.masks_per_token))
-    flops = estimate_flops(GPT.outline(model_params, vocab_size).count_parameters(), tokens)
-    hardware = resolve_hardware(request, settings, params.batch_size, context, flops)
-    ema = params.ema_decay is not None
-    if params.lora_rank is not None and hardware.sharding == "full":
-        raise ParameterError(
-            "hardware.sharding=full: train.lora_rank keeps the whole model on each: set hardware.sharding=replicate"
-        )
-    return fit_to_memory(
-        hardware, model_params, vocab_size, optimizer=params.optimizer, ema=ema, lora_rank=params.lora_rank
-    )
-
-
-def settle_hardware(model: GPT, hardware: Hardware, schedule: Schedule, batches: Batches, world: World) -> Hardware:
-    """The main process's plan for all, since each may have measured and chosen differently; with the peak, if it pays.
-
-    While the main process measures, the others wait.
-    """
-    tokens = schedule.steps * batches.tokens_per_step * (1 + model.params.masks_per_token)
-    flops = estimate_flops(model.count_parameters(), round(tokens))
-    if world.is_main and flops > MEASURE_PEAK_FLOPS:
-        peak = measure_peak_flops(hardware.device, hardware.precision) * world.size
-        hardware = replace(hardware, peak_flops=peak)
-        reset_peak_memory()
-    hardware = Hardware(**world.from_main(asdict(hardware)))
-    return confirm_micro_batch(model, hardware, batches.context_length, world)
-
-
-def follow_progress(
-    step: int, model: GPT, hardware: Hardware, schedule: Schedule, batches: Batches, world: World
-) -> TrainingProgress:
-    """What is shown of the training from `step` on, by the main process."""
-    peak = hardware.peak_flops and hardware.peak_flops / estimate_flops(model.count_parameters(), 1)
-    tokens = batches.tokens_per_step
-    return TrainingProgress(step, schedule.steps, tokens, peak_tokens_per_second=peak, shown=world.is_main)
-
-
-def confirm_micro_batch(model: GPT, hardware: Hardware, context_length: int, world: World) -> Hardware:
-    """On a card, a micro-batch that nobody asked for is tried, and halved until it fits on each.
-
-    Before the model is distributed: a card that runs out of memory would leave the others waiting. A divided model
-    (`sharding: full`) cannot be tried alone and keeps what the estimate gave.
-    """
-    if hardware.device != "cuda" or hardware.micro_batch_asked or hardware.sharding == "full":
-        return hardware
-    objective, size = LanguageModelLoss(model.to("cuda")), hardware.micro_batch_size
-    windows = torch.zeros(size, context_length + 1, dtype=torch.int64, device="cuda")
-    count = model.params.trained_blocks  # the steps that have masks take more
-    blocks = torch.zeros(size, count, dtype=torch.int64, device="cuda") if count else None
-
-    def try_step(size: int) -> None:
-        with hardware.autocast():
-            losses = objective(windows[:size, :-1], windows[:size, 1:], None if blocks is None else blocks[:size])
-        losses.total.backward()
-
-    found = find_micro_batch(try_step, size)
-    objective.zero_grad(set_to_none=True)
-    while world.any(found < size):
-        size //= 2
-    return replace(hardware, micro_batch_size=size)
+def follow_progress(step: int, model: GPT, batches: Batches, context: RunContext) -> TrainingProgress:
+    """Progress of the training from `step` on, shown by the main process."""
+    peak = context.hardware.peak_flops and context.hardware.peak_flops / estimate_flops(model.count_parameters(), 1)
+    steps, shown = context.schedule.steps, context.world.is_main
+    return TrainingProgress(step, steps, batches.tokens_per_step, peak_tokens_per_second=peak, shown=shown)

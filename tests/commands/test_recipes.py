@@ -1,10 +1,11 @@
 """Recipes: valid differences from the defaults, results that no earlier recipe shows in, the page that lists them."""
 
+import functools
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
@@ -26,6 +27,7 @@ from lmcore.commands.recipes import (
 )
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.hardware.params import Precision
+from lmcore.hardware.resolve import Hardware
 from lmcore.model.params import ModelParams
 from lmcore.params import compare_values, flatten, notify_once, parse_section, read_params
 from lmcore.runtime.progress import show_bytes, show_count, show_duration
@@ -150,21 +152,12 @@ class TestOfTheProject:
         values = LAID[name]
         model, train = parse_section(ModelParams, "model", values["model"]), TrainParams.model_validate(values["train"])
 
-        def estimate(micro_batch_size: int) -> Any:
-            return estimate_memory(
-                model,
-                values["train_tokenizer"]["vocab_size"],
-                micro_batch_size=micro_batch_size,
-                optimizer=train.optimizer,
-                precision=precision,
-                activation_checkpointing=False,
-                shards=1,
-                device=device,
-            )
-
+        hardware = Hardware(name, device, precision, train.batch_size, compile=False, compile_reason="", threads=1)
+        vocab_size = values["train_tokenizer"]["vocab_size"]
+        estimate = functools.partial(estimate_memory, params=train, model_params=model, vocab_size=vocab_size)
         limit = int(FILLED[device] * memory)
-        size = choose_micro_batch(estimate, limit, train.batch_size)
-        assert estimate(size).total <= limit
+        size = choose_micro_batch(estimate, hardware, limit)
+        assert estimate(replace(hardware, micro_batch_size=size)).total <= limit
         assert size >= 4, "with room for a batch that keeps the device busy"
 
 

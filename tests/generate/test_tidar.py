@@ -96,7 +96,7 @@ def list_laws(model: GPT, prompt: list[int]) -> dict[tuple[int, ...], tuple[floa
     """For each text of LENGTH tokens its probability, and draws in the middle of each of its tokens' intervals."""
     laws = {}
     for text in product(range(VOCABULARY), repeat=LENGTH):
-        logits = model(torch.tensor([[*prompt, *text]])).logits[0, len(prompt) - 1 : -1]
+        logits = model(torch.tensor([[*prompt, *text]]))[0][0, len(prompt) - 1 : -1]
         probabilities = logits.double().softmax(-1)
         ends = probabilities.cumsum(-1)
         place = (torch.arange(LENGTH), torch.tensor(text))

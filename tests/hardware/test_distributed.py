@@ -15,7 +15,8 @@ import torch
 from imports import ROOT
 
 from lmcore.errors import ParameterError
-from lmcore.hardware.distributed import SAME_SIGNAL_SECONDS, World, is_worker, join_world, launch, split_batch
+from lmcore.hardware.distributed import World, is_worker, join_world, launch, split_batch
+from lmcore.hardware.signals import SAME_SIGNAL_SECONDS
 
 SECONDS = 240  # a limit for a busy machine
 PYTHON = (sys.executable, "-W", "error", "-m")
@@ -74,8 +75,8 @@ def test_alone_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     with join_world("cpu") as world:
         assert world == World(rank=0, size=1, local_rank=0)
         assert world.is_main
-        assert world.sum(torch.ones(2)).tolist() == [1.0, 1.0]
-        assert (world.any(True), world.any(False), world.max(2), world.from_main(3)) == (True, False, 2, 3)
+        assert world.all_reduce(torch.ones(2)).tolist() == [1.0, 1.0]
+        assert (world.any(True), world.any(False), world.max(2), world.broadcast(3)) == (True, False, 2, 3)
         world.barrier()
         assert split_batch(5, world) == slice(0, 5)
 

@@ -1,6 +1,5 @@
 """TiDAR's masks, exactly: what sees what, in training as in decoding, and wrong readings, which must show."""
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from lmcore.model import attention, gpt
 from lmcore.model.attention import attend
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
-from lmcore.model.tidar import FusedMask, Layout, Sight, lay_out, spread_masks
+from lmcore.model.tidar import FusedMask, Layout, TidarMask, lay_out, spread_masks
 
 SIZE, TIME, VOCABULARY, END = 4, 12, 11, 3
 # In float64 and without QK-norm, which computes in float32: what is the same is so to the last few bits.
@@ -59,11 +58,11 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
 def test_the_text_is_that_of_a_plain_gpt(name: str) -> None:
     """T1: with masks behind it, and in the same model without a row for them."""
     model, tokens = build(name), text()
-    hidden = model.hidden(tokens, blocks=torch.tensor([[0, 3, 7], [1, 2, 6]]))
-    assert_same(model.logits(hidden[:, :TIME]), model(tokens).logits)
+    hidden = model.hidden(tokens, mask_blocks=torch.tensor([[0, 3, 7], [1, 2, 6]]))
+    assert_same(model.logits(hidden[:, :TIME]), model(tokens)[0])
     weights = {key: weight for key, weight in model.state_dict().items() if key != "mask_embedding.weight"}
     plain = GPT.of_weights(MODELS[name], VOCABULARY, weights, end_of_text=END)
-    assert torch.equal(model(tokens).logits, plain(tokens).logits)
+    assert torch.equal(model(tokens)[0], plain(tokens)[0])
 
 
 def find_influences(model: GPT) -> Tensor:
@@ -71,8 +70,7 @@ def find_influences(model: GPT) -> Tensor:
     tokens = text(1)
 
     def compute(tokens: Tensor) -> Tensor:
-        output = model(tokens, mode="both")
-        assert output.diffusion_logits is not None
+        output = model.forward_tidar(tokens)
         return torch.cat((output.logits, output.diffusion_logits), dim=1)[0]
 
     before = compute(tokens)
@@ -89,14 +87,14 @@ def expect_influences() -> Tensor:
     return torch.cat((place <= row, place <= row // SIZE * SIZE), dim=1)
 
 
-class SeesAll(Sight):
+class SeesAll(TidarMask):
     """The mistake of several ports: the answer lies open before the mask."""
 
     def __call__(self, batch: Tensor, head: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
         return super().__call__(batch, head, query, key) | (key < self.time)
 
 
-class SeesEarlierMasks(Sight):
+class SeesEarlierMasks(TidarMask):
     """Another one: a mask sees the blocks before its own."""
 
     def __call__(self, batch: Tensor, head: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
@@ -121,7 +119,7 @@ def test_each_row_depends_on_what_it_may_see_and_on_nothing_else(name: str) -> N
 
 def test_wrong_readings_of_what_is_seen_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(gpt, "Sight", SeesAll)
+        patch.setattr(gpt, "TidarMask", SeesAll)
         assert not torch.equal(find_influences(build("learned")), expect_influences())
     with monkeypatch.context() as patch:
         patch.setattr(gpt, "attend", attend_by_blocks)
@@ -142,7 +140,7 @@ def guess_after(model: GPT, prefix: Tensor, size: int = SIZE) -> Tensor:
 
 def guess_in_training(model: GPT, tokens: Tensor, blocks: Tensor) -> Tensor:
     """What each block of a training sequence guesses, (B, n, size, V)."""
-    hidden = model.hidden(tokens, blocks=blocks)[:, tokens.shape[1] :]
+    hidden = model.hidden(tokens, mask_blocks=blocks)[:, tokens.shape[1] :]
     return model.logits(hidden).unflatten(1, (blocks.shape[1], SIZE))
 
 
@@ -159,7 +157,7 @@ def test_training_guesses_what_decoding_guesses(name: str) -> None:
 
 
 def test_masks_that_see_other_blocks_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpt, "Sight", SeesEarlierMasks)
+    monkeypatch.setattr(gpt, "TidarMask", SeesEarlierMasks)
     model, tokens = build("rotary"), text()
     trained = guess_in_training(model, tokens, BLOCKS)
     assert not torch.allclose(trained[0, 1], guess_after(model, tokens[0, :4]), atol=1e-2)
@@ -202,11 +200,11 @@ def test_one_step_is_many_fresh_forwards(name: str) -> None:
     for row, prefix in enumerate(PREFIXES):
         for right in range(4):
             fresh = torch.cat((prefix, DRAFTS[row, :right]))
-            assert_same(logits[row, right], model(fresh[None]).logits[0, -1])
+            assert_same(logits[row, right], model(fresh[None])[0][0, -1])
             assert_same(blocks[row, right], guess_after(model, fresh))
             after = torch.tensor([[8, 9]])
-            goes_on = model(after, cache=cache.extend([len(fresh)], 2, row)).logits
-            assert_same(goes_on, model(torch.cat((fresh[None], after), dim=1)).logits[:, -2:])
+            goes_on = model(after, cache=cache.extend([len(fresh)], 2, row))[0]
+            assert_same(goes_on, model(torch.cat((fresh[None], after), dim=1))[0][:, -2:])
             cache, _ = take_step(model, PREFIXES, DRAFTS, FUSED, torch.arange(20))
 
 
@@ -232,12 +230,12 @@ def test_the_order_of_the_new_tokens_does_not_matter() -> None:
 def test_flex_attention_sees_the_same(documents: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """T7: forward and as it is written; on a CPU it has no backward."""
     monkeypatch.setattr(attention, "compile_flex_attention", lambda: flex_attention)
-    sight = Sight(torch.tensor([[0, 4], [3, 1]]), 3, 8, documents)
+    tidar_mask = TidarMask(torch.tensor([[0, 4], [3, 1]]), 3, 8, documents)
     query, key, value = (
         torch.randn(2, heads, time, 16, generator=torch.Generator().manual_seed(time))
         for heads, time in ((4, 6), (2, 14), (2, 14))
     )
-    dense, sparse = sight.densely(), sight.sparsely()
+    dense, sparse = tidar_mask.densely(), tidar_mask.sparsely()
     places = (torch.arange(count) for count in (2, 1, 6, 14))
     batch, head, mask, other = torch.meshgrid(*places, indexing="ij")
     assert torch.equal(dense, sparse.mask_mod(batch, head, mask, other))
@@ -259,8 +257,8 @@ def test_compiled_flex_attention_sees_the_same() -> None:
     module.compile()
     heads = [torch.randn(2, count, 96, 16, generator=torch.Generator().manual_seed(count)) for count in (4, 2, 2)]
     for blocks in ([[0, 40], [30, 10]], [[5, 20], [3, 1]]):
-        sight = Sight(torch.tensor(blocks), 16, 64, None)
-        ours, expected = (FusedMask(None, way(), 64) for way in (sight.sparsely, sight.densely))
+        tidar_mask = TidarMask(torch.tensor(blocks), 16, 64, None)
+        ours, expected = (FusedMask(None, way(), 64) for way in (tidar_mask.sparsely, tidar_mask.densely))
         torch.testing.assert_close(module(*heads, mask=ours), attend(*heads, mask=expected), rtol=1e-5, atol=1e-5)
 
 
@@ -270,14 +268,16 @@ def test_rows_of_the_call_that_people_know_stand_for_its_targets(name: str) -> N
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     logits, loss = model(inputs, targets)
     guesses, guess_loss = model(inputs, targets, mode="diffusion")
-    both = model(inputs, targets, mode="both")
-    assert_same(both[0], logits)
-    assert_same(both.diffusion_logits, guesses)
-    assert_same(both.ar_loss, loss)
-    assert_same(both.diffusion_loss, guess_loss)
-    assert_same(both.loss, (loss + 0.5 * guess_loss) / 1.5)
-    assert copy.copy(both) == both
-    assert len(model(inputs)) == len(model(inputs, mode="diffusion")) == len(both) == 2
+    both_logits, both_loss = model(inputs, targets, mode="both")
+    parts = model.forward_tidar(inputs, targets)
+    assert_same(both_logits, logits)
+    assert_same(both_loss, (loss + 0.5 * guess_loss) / 1.5)
+    assert_same(parts.logits, logits)
+    assert_same(parts.diffusion_logits, guesses)
+    assert_same(parts.ar_loss, loss)
+    assert_same(parts.diffusion_loss, guess_loss)
+    assert_same(parts.loss, both_loss)
+    assert model(inputs)[1] is model(inputs, mode="diffusion")[1] is model(inputs, mode="both")[1] is None
     for block in range(TIME // SIZE):
         rows = slice(block * SIZE, (block + 1) * SIZE)
         for row in range(2):
@@ -294,7 +294,7 @@ def test_learned_positions_end_with_the_context() -> None:
 
 
 def model_rows(model: GPT, tokens: Tensor) -> int:
-    return model(tokens, tokens, mode="diffusion").logits.shape[1]
+    return model(tokens, tokens, mode="diffusion")[0].shape[1]
 
 
 def test_without_a_mask_row_there_is_no_guessing() -> None:
@@ -307,7 +307,7 @@ def test_the_mask_is_an_input_alone_and_learns() -> None:
     """T12, and that the other weights are drawn as without it."""
     with torch.enable_grad():
         model = GPT(with_blocks(LEARNT), VOCABULARY, 1)
-        output = model(text(), text(), mode="both")
+        output = model.forward_tidar(text(), text())
         output.loss.backward()
     assert output.logits.shape[-1] == output.diffusion_logits.shape[-1] == VOCABULARY
     assert model.mask_embedding.weight.grad.abs().sum() > 0

@@ -14,9 +14,9 @@ from imports import ROOT
 from lmcore.errors import ArtifactError
 from lmcore.hardware import resolve as hardware
 from lmcore.hardware.distributed import _take_gpu
-from lmcore.hardware.measure import list_cards
+from lmcore.hardware.measure import list_gpus
 from lmcore.hardware.params import HardwareParams
-from lmcore.hardware.resolve import claim_device
+from lmcore.hardware.resolve import claim_device, claim_devices
 from lmcore.params import parse_section, read_params
 from lmcore.runtime import gpu_locks as cards
 
@@ -25,9 +25,9 @@ PARAMS = read_params(ROOT / "params.yaml")
 CLAIM = """
 import sys
 from pathlib import Path
-from lmcore.runtime.gpu_locks import wait_for_cards
+from lmcore.runtime.gpu_locks import wait_for_gpus
 folder, count, *names = sys.argv[1:]
-print(wait_for_cards(names, int(count), Path(folder)), flush=True)
+print(wait_for_gpus(names, int(count), Path(folder)), flush=True)
 sys.stdin.read()
 """
 
@@ -145,7 +145,7 @@ class TestStages:
     def three_cards(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         current: list[int] = []
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        monkeypatch.setattr(hardware, "list_cards", lambda: ["a", "b", "c"])
+        monkeypatch.setattr(hardware, "list_gpus", lambda: ["a", "b", "c"])
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
         monkeypatch.setattr(torch.cuda, "set_device", current.append)
@@ -158,17 +158,18 @@ class TestStages:
 
     def claim(self, batch_size: int | None = None, **values: object) -> str:
         request = {**PARAMS["hardware"], "profile": "multi-gpu", **values}
-        return claim_device(parse_section(HardwareParams, "hardware", request), PARAMS, batch_size)
+        section = parse_section(HardwareParams, "hardware", request)
+        return claim_device(section, PARAMS) if batch_size is None else claim_devices(section, PARAMS, batch_size)[0]
 
     def test_a_stage_that_does_not_train_takes_one(self, three_cards: list[int]) -> None:
         assert self.claim(processes=2) == "cuda"
-        assert (cards.claimed_cards(), three_cards) == ([0], [0])
+        assert (cards.claimed_gpus(), three_cards) == ([0], [0])
 
     def test_a_training_takes_one_for_each_process(self, claimants: list[Claimant]) -> None:
         claimants.append(Claimant(cards.lock_folder(), 1, "a"))
         claimants[0].line()
         self.claim(batch_size=4, processes=2)
-        assert cards.claimed_cards() == [1, 2]
+        assert cards.claimed_gpus() == [1, 2]
         held = cards.held_locks()
         self.claim(batch_size=4, processes=2)  # a second time, and in the processes that it starts: nothing is claimed
         assert cards.held_locks() == held
@@ -186,16 +187,16 @@ class TestStages:
         for name, value in {**values, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
             monkeypatch.setenv(name, value)
         self.claim(batch_size=4)
-        assert cards.claimed_cards() == claimed
+        assert cards.claimed_gpus() == claimed
         _take_gpu(int(rank))
         assert three_cards[-1] == int(rank)
 
 
 @pytest.mark.gpu
 def test_cards_have_names_that_do_not_change() -> None:
-    names = list_cards()
+    names = list_gpus()
     assert len(set(names)) == torch.cuda.device_count() > 0
-    command = [sys.executable, "-c", "from lmcore.hardware.measure import list_cards; print(list_cards())"]
+    command = [sys.executable, "-c", "from lmcore.hardware.measure import list_gpus; print(list_gpus())"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(torch.cuda.device_count() - 1)}
     told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     assert told.strip() == str(names[-1:])

@@ -20,7 +20,7 @@ from lmcore.model.gpt import GPT
 from lmcore.train.loss import LanguageModelLoss
 from lmcore.train.sharding import Sharding, distribute, gather_tensor, shard_like, sync_gradients, whole_weights
 from lmcore.train.step import Batch
-from lmcore.train.tidar_blocks import choose_blocks
+from lmcore.train.tidar_blocks import choose_mask_blocks
 
 VOCABULARY = 257  # of bytes, and odd: no number of processes divides it
 DRAWN = 16  # of them: the loss falls from 5.5 to 2.8. Where nothing can be learnt, rounding grows to 1e-3 in 50 steps
@@ -86,20 +86,20 @@ class Training:
         generator = torch.Generator().manual_seed(step)
         batch = torch.randint(DRAWN, (BATCH, TINY_MODEL.context_length + 1), generator=generator)
         part = split_batch(BATCH, self.world)
-        blocks = choose_blocks(self.model.params, 1, STEPS, BATCH, step)
+        blocks = choose_mask_blocks(self.model.params, 1, STEPS, BATCH, step)
         windows = batch[part]
         pieces = list(Batch(windows, None if blocks is None else blocks[part]).split(self.job.micro_batch_size))
         total = torch.zeros(())
         for number, piece in enumerate(pieces, 1):
             share = len(piece.windows) / len(windows)
             with sync_gradients(self.objective, number == len(pieces)):
-                loss = self.objective(piece.windows[:, :-1], piece.windows[:, 1:], piece.blocks).total
+                loss = self.objective(piece.windows[:, :-1], piece.windows[:, 1:], piece.mask_blocks).total
                 (loss * share).backward()
             total += loss.detach() * share
         norm = gather_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return self.world.sum(total).item() / self.world.size, norm.item()
+        return self.world.all_reduce(total).item() / self.world.size, norm.item()
 
     def run(self) -> dict[str, Any]:
         validations, steps = [], []

@@ -18,6 +18,8 @@ from lmcore.model.params import ModelParams
 from lmcore.tokens.dataset import TokenDataset
 from lmcore.tracking.description import TrackedRun
 from lmcore.train.params import TrainParams
+from lmcore.train.plan import RunContext
+from lmcore.train.schedule import plan_schedule
 from lmcore.train.trainer import open_batches, run_training
 
 
@@ -57,19 +59,18 @@ class Training:
         model = GPT(model_params, train.vocab_size, params.seed, end_of_text=train.end_of_text)
         batches = open_batches(params, model_params.context_length, self.dataset, World())
 
-        def validate(trained: GPT, *, slots: bool) -> Loss:
+        def validate(trained: GPT, *, with_masks: bool) -> Loss:
             self.validations += 1
             if self.validations == signal_at_validation:
                 os.kill(os.getpid(), signal.SIGTERM)
             if self.validations == die_at_validation:
                 raise KilledError
-            lengths = self.dataset.tokenizer.byte_lengths
-            return measure_loss(trained, self.dataset.validation, lengths, params.eval_windows, 4, slots=slots)
+            shards, lengths = self.dataset.validation, self.dataset.tokenizer.byte_lengths
+            return measure_loss(trained, shards, lengths, params.eval_windows, 4, with_masks=with_masks)
 
-        hardware = on_cpu(micro_batch_size)
-        run_training(
-            model, params, hardware, self.dataset, batches, World(), origin={}, validate=validate, track=untracked
-        )
+        schedule = plan_schedule(params, batches.context_length, batches.tokens)
+        context = RunContext(schedule, on_cpu(micro_batch_size), World())
+        run_training(model, context, self.dataset, batches, origin={}, validate=validate, track=untracked)
         return model
 
     @property

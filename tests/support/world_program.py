@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from lmcore.errors import DataError, report_errors
-from lmcore.hardware.distributed import World, join_world, launch, split_batch
-from lmcore.train.signals import follow_parent
+from lmcore.hardware.distributed import World, follow_parent, join_world, launch, split_batch
 
 STEPS = 1_000_000  # of an endless training: the test ends it
 
@@ -22,10 +21,10 @@ def tell_pid() -> None:
 
 
 def meet(world: World) -> None:
-    total = world.sum(torch.tensor([1.0, world.rank])).tolist()
+    total = world.all_reduce(torch.tensor([1.0, world.rank])).tolist()
     said = [world.any(False), world.any(world.rank == 1), world.any(True), world.max(4 * world.rank)]
     world.barrier()
-    chosen = world.from_main({"step": 7, "from": "é" * (1 + world.rank)})
+    chosen = world.broadcast({"step": 7, "from": "é" * (1 + world.rank)})
     part = split_batch(6, world)
     line = f"{world.rank} of {world.size} ({world.local_rank}): {total} {said} {chosen} {part.start}:{part.stop}"
     Path(f"met-{world.rank}").write_text(line)
@@ -56,7 +55,7 @@ def be_killed(world: World) -> None:
     for step in range(STEPS):
         if step == 3 and world.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        world.sum(torch.ones(1000))
+        world.all_reduce(torch.ones(1000))
 
 
 def be_killed_beside_a_busy_one(world: World) -> None:

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lmcore.files import write_file
+from lmcore.model.weights import TYPE_NAMES
 from lmcore.train import checkpoint
-from lmcore.train.checkpoint import FORMAT, TYPE_NAMES, Checkpoints
+from lmcore.train.checkpoint import FORMAT, Checkpoints
 
 State = dict[str, Tensor]
 
@@ -48,31 +49,31 @@ def is_equal(left: State, right: State) -> bool:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Of the tensors on disk; every one of them is sealed, and there is nothing else."""
+    """Of the tensors on disk; every one of them has its metadata, and there is nothing else."""
     names = sorted(path.name for path in folder.iterdir())
     tensors = [name for name in names if name.endswith(".safetensors")]
     assert names == sorted(tensors + [name.replace(".safetensors", ".json") for name in tensors])
     return [int(name[len("step-") : -len(".safetensors")]) for name in tensors]
 
 
-def read_seal(folder: Path, step: int) -> dict[str, object]:
-    seal: dict[str, object] = json.loads((folder / f"step-{step:08d}.json").read_text())
-    return seal
+def read_metadata(folder: Path, step: int) -> dict[str, object]:
+    metadata: dict[str, object] = json.loads((folder / f"step-{step:08d}.json").read_text())
+    return metadata
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        checkpoints.save(3, make_state(3), val_loss=1.5, is_trunk=True)
+        checkpoints.save(3, make_state(3), val_loss=1.5, ends_stable_phase=True)
     restored = Checkpoints(tmp_path, keep=2).restore()
     assert restored is not None
     assert restored[0] == 3
     assert is_equal(make_state(3), restored[1])
     assert not is_equal(make_state(4), restored[1])
     assert is_equal(make_state(3), load_file(tmp_path / "step-00000003.safetensors")), "the library reads it otherwise"
-    seal = read_seal(tmp_path, 3)
-    assert seal.pop("sha256")
+    metadata = read_metadata(tmp_path, 3)
+    assert metadata.pop("sha256")
     size = (tmp_path / "step-00000003.safetensors").stat().st_size
-    assert seal == {"format": FORMAT, "step": 3, "bytes": size, "val_loss": 1.5, "trunk": True}
+    assert metadata == {"format": FORMAT, "step": 3, "bytes": size, "val_loss": 1.5, "trunk": True}
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -177,7 +178,7 @@ Losses = dict[int, float | None]
 
 
 @pytest.mark.parametrize(
-    ("losses", "trunks", "kept", "best"),
+    ("losses", "stable_ends", "kept", "best"),
     [
         ({1: None, 2: None, 10: None, 30: None}, [], [10, 30], None),
         ({1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0, 5: 5.0}, [], [2, 4, 5], 2),
@@ -187,15 +188,15 @@ Losses = dict[int, float | None]
         ({1: None, 2: None, 3: None, 4: None}, [1], [1, 3, 4], None),
         ({1: 9.0, 2: 1.0, 3: 3.0, 4: 4.0, 5: 5.0, 6: 6.0}, [1, 3], [1, 2, 3, 5, 6], 2),
     ],
-    ids=["the last", "the best", "the best is among the last", "equals", "one loss", "a trunk", "everything"],
+    ids=["the last", "the best", "the best is among the last", "equals", "one loss", "a stable phase", "everything"],
 )
-def test_the_last_the_best_and_the_trunks_are_kept(
-    tmp_path: Path, losses: Losses, trunks: list[int], kept: list[int], best: int | None
+def test_the_last_the_best_and_ends_of_stable_phases_are_kept(
+    tmp_path: Path, losses: Losses, stable_ends: list[int], kept: list[int], best: int | None
 ) -> None:
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.best() is None
         for step, loss in losses.items():
-            checkpoints.save(step, make_state(step), val_loss=loss, is_trunk=step in trunks)
+            checkpoints.save(step, make_state(step), val_loss=loss, ends_stable_phase=step in stable_ends)
         assert checkpoints.best() == best
     assert steps_in(tmp_path) == kept
 
@@ -203,7 +204,7 @@ def test_the_last_the_best_and_the_trunks_are_kept(
 def test_another_process_keeps_the_same(tmp_path: Path) -> None:
     for step, loss in ((1, 2.0), (2, 1.0), (3, 3.0), (4, 4.0)):
         with Checkpoints(tmp_path, keep=1) as checkpoints:
-            checkpoints.save(step, make_state(step), val_loss=loss, is_trunk=step == 1)
+            checkpoints.save(step, make_state(step), val_loss=loss, ends_stable_phase=step == 1)
     assert steps_in(tmp_path) == [1, 2, 4]
 
 
@@ -217,11 +218,15 @@ DAMAGE: dict[str, Callable[[Path, Path], object]] = {
     "longer": lambda tensors, _: rewrite(tensors, lambda content: content + b"\0"),
     "empty": lambda tensors, _: tensors.write_bytes(b""),
     "tensors missing": lambda tensors, _: tensors.unlink(),
-    "seal missing": lambda _, seal: seal.unlink(),
-    "seal cut": lambda _, seal: rewrite(seal, lambda content: content[:20]),
-    "seal flipped": lambda _, seal: rewrite(seal, lambda content: content.replace(b'"sha256"', b'"sha257"')),
-    "seal of another step": lambda _, seal: rewrite(seal, lambda content: content.replace(b": 4,", b": 5,")),
-    "seal of another kind": lambda _, seal: seal.write_text("[]"),
+    "metadata missing": lambda _, record: record.unlink(),
+    "metadata cut": lambda _, record: rewrite(record, lambda content: content[:20]),
+    "metadata flipped": lambda _, metadata: rewrite(
+        metadata, lambda content: content.replace(b'"sha256"', b'"sha257"')
+    ),
+    "metadata of another step": lambda _, metadata: rewrite(
+        metadata, lambda content: content.replace(b": 4,", b": 5,")
+    ),
+    "metadata of another kind": lambda _, record: record.write_text("[]"),
 }
 
 
@@ -237,8 +242,8 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str, capsys
         assert restored[0] == 2
         assert is_equal(make_state(2), restored[1])
         warnings = capsys.readouterr().err
-        assert warnings.count("passed over") == (damage != "seal missing")
-        assert warnings.count("step-00000004") == (damage != "seal missing")
+        assert warnings.count("passed over") == (damage != "metadata missing")
+        assert warnings.count("step-00000004") == (damage != "metadata missing")
         checkpoints.save(3, make_state(3))
     assert steps_in(tmp_path) == [2, 3], "the damaged one counts among the last"
 
@@ -251,7 +256,7 @@ def test_another_versions_checkpoint_is_passed_over_and_left_alone(
         checkpoints.save(9, make_state(9), val_loss=0.0)
         checkpoints.finish()
         path = tmp_path / "step-00000009.json"
-        path.write_text(json.dumps({**read_seal(tmp_path, 9), "format": version, "more": 1}))
+        path.write_text(json.dumps({**read_metadata(tmp_path, 9), "format": version, "more": 1}))
         assert checkpoints.restore() is None
         assert f"{path} belongs to another version of lmcore" in capsys.readouterr().err
         checkpoints.save(1, make_state(1), val_loss=1.0)
@@ -261,7 +266,7 @@ def test_another_versions_checkpoint_is_passed_over_and_left_alone(
 
 
 def test_what_a_killed_writer_left_makes_room_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "step-00000005.safetensors").write_bytes(b"not sealed")
+    (tmp_path / "step-00000005.safetensors").write_bytes(b"without metadata")
     (tmp_path / ".step-00000006.safetensors.partial-999999999").mkdir()
     (tmp_path / ".step-00000006.safetensors.partial-999999999" / "new").write_bytes(b"torn")
 

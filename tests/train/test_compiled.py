@@ -16,7 +16,7 @@ from tiny import TINY_MODEL, TINY_TRAIN
 from lmcore.hardware.distributed import World
 from lmcore.hardware.resolve import Hardware
 from lmcore.model.gpt import GPT
-from lmcore.train.tidar_blocks import choose_blocks
+from lmcore.train.tidar_blocks import choose_mask_blocks
 from lmcore.train.trainer import build_state
 from lmcore.train.step import Batch, accumulate_gradients, update_weights
 
@@ -29,7 +29,7 @@ model = GPT(params, 50, seed=1, end_of_text=0)
 state = build_state(model, TINY_TRAIN, hardware, World())
 windows = torch.randint(50, (16, 257), generator=torch.Generator().manual_seed(1))
 for step in range(4):
-    batch = Batch(windows, choose_blocks(params, 1, 4, 16, step))
+    batch = Batch(windows, choose_mask_blocks(params, 1, 4, 16, step))
     loss = accumulate_gradients(state, batch, step, TINY_TRAIN, hardware, World())
     update_weights(state, loss.total, 0.01, TINY_TRAIN)
 weights = b"".join(weight.detach().numpy().tobytes() for weight in model.parameters())

@@ -25,6 +25,8 @@ from lmcore.train.lora import AdaptedLinear, adapt_model, merge_adapters
 from lmcore.train.loss import LanguageModelLoss
 from lmcore.train.memory import estimate_memory
 from lmcore.train.params import TrainParams
+from lmcore.train.plan import RunContext
+from lmcore.train.schedule import plan_schedule
 from lmcore.train.sharding import distribute
 from lmcore.train.trainer import open_batches, run_training
 
@@ -90,17 +92,16 @@ def test_a_fine_tuning_learns_by_its_adapters_alone(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
 
-    def validate(model: GPT, *, slots: bool = False) -> Loss:
+    def validate(model: GPT, *, with_masks: bool = False) -> Loss:
         return measure_loss(
-            model, dataset.validation, dataset.tokenizer.byte_lengths, windows=32, batch_size=4, slots=slots
+            model, dataset.validation, dataset.tokenizer.byte_lengths, windows=32, batch_size=4, with_masks=with_masks
         )
 
     def train(model: GPT, params: TrainParams, **origin: object) -> GPT:
         hardware = Hardware("cpu", "cpu", "fp32", 4, compile=False, compile_reason="a test", threads=1)
         batches = open_batches(params, TINY_MODEL.context_length, dataset, World())
-        run_training(
-            model, params, hardware, dataset, batches, World(), origin=origin, validate=validate, track=untracked
-        )
+        context = RunContext(plan_schedule(params, batches.context_length, batches.tokens), hardware, World())
+        run_training(model, context, dataset, batches, origin=origin, validate=validate, track=untracked)
         return load_model(tmp_path / "models" / "gpt")
 
     base = train(GPT(TINY_MODEL, dataset.train.vocab_size, seed=5), TINY_TRAIN.model_copy(update=LONGER))
@@ -142,16 +143,8 @@ def test_what_does_not_go_together_is_one_line(changes: dict[str, object], messa
 def test_the_estimate_knows_that_few_numbers_learn() -> None:
     model = GPT(TINY_MODEL, 512)
     adapt_model(model, LORA)
-    estimated = estimate_memory(
-        TINY_MODEL,
-        512,
-        micro_batch_size=4,
-        optimizer="adamw",
-        precision="fp32",
-        activation_checkpointing=False,
-        shards=1,
-        lora_rank=LORA.lora_rank,
-    )
+    hardware = Hardware("cpu", "cpu", "fp32", 4, compile=False, compile_reason="a test", threads=1)
+    estimated = estimate_memory(hardware, LORA, TINY_MODEL, 512)
     learning = 4 * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     assert estimated.parameters == 4 * sum(weight.numel() for weight in model.parameters())
     assert (estimated.gradients, estimated.optimizer) == (learning, 2 * learning)

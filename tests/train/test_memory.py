@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,14 +22,15 @@ from lmcore.train.memory import (
     MemoryEstimate,
     choose_micro_batch,
     estimate_memory,
+    explain_obstacle,
     find_micro_batch,
     fit_to_memory,
     format_memory,
-    require_fit,
 )
 from lmcore.train.optimizer import build_optimizers
+from lmcore.train.params import TrainParams
 from lmcore.train.sharding import distribute
-from lmcore.train.tidar_blocks import choose_blocks
+from lmcore.train.tidar_blocks import choose_mask_blocks
 
 MODERN = TINY_MODEL.model_copy(update={"n_layers": 3, "d_model": 64, "d_ff": 192, "context_length": 64})
 CLASSIC = GPT2_MODEL.model_copy(update={"n_layers": 3, "d_model": 64, "context_length": 64})
@@ -56,26 +58,25 @@ SHAPES = {
     "untied": CLASSIC.model_copy(update={"tie_embeddings": False}),
 }
 VOCAB_SIZE, ROWS = 512, 4
-GIVEN: dict[str, Any] = {
-    "micro_batch_size": ROWS,
-    "optimizer": "adamw",
-    "precision": "fp32",
-    "activation_checkpointing": False,
-    "shards": 1,
-    "device": "cpu",
-}
 # 3 layers x 256, GPT-2's vocabulary: memory that a real card could lack.
-estimate = functools.partial(
-    estimate_memory,
-    MODERN.model_copy(update={"d_model": 256, "d_ff": 768, "context_length": 256}),
-    50_257,
-    **GIVEN,
-)
+LARGE = MODERN.model_copy(update={"d_model": 256, "d_ff": 768, "context_length": 256})
 
 
 def on_cpu(precision: Precision = "fp32", **changes: Any) -> Hardware:
     described = {"compile": False, "compile_reason": "a test", "threads": 1, "micro_batch_asked": False}
-    return Hardware("cpu", "cpu", precision, ROWS, **{**described, **changes})
+    given = {"profile": "cpu", "device": "cpu", "precision": precision, "micro_batch_size": ROWS}
+    return Hardware(**{**given, **described, **changes})
+
+
+def estimate_shape(params: ModelParams, vocab_size: int, shards: int = 1, **changes: Any) -> MemoryEstimate:
+    """`changes` are fields of TrainParams or of Hardware."""
+    of_train = {name: changes.pop(name) for name in set(changes) & set(TrainParams.model_fields)}
+    hardware = on_cpu(**changes) if shards == 1 else on_cpu(**changes, processes=shards, sharding="full")
+    return estimate_memory(hardware, TINY_TRAIN.model_copy(update=of_train), params, vocab_size)
+
+
+estimate = functools.partial(estimate_shape, LARGE, 50_257)
+estimate_on = functools.partial(estimate_memory, params=TINY_TRAIN, model_params=LARGE, vocab_size=50_257)
 
 
 def build(
@@ -101,7 +102,7 @@ def step(params: ModelParams, objective: Any, precision: Precision) -> None:
 
 
 def place_masks(params: ModelParams) -> Tensor | None:
-    return choose_blocks(params, 1, 10, ROWS, 9)
+    return choose_mask_blocks(params, 1, 10, ROWS, 9)
 
 
 def kept_by_autograd(params: ModelParams, precision: Precision) -> int:
@@ -115,7 +116,9 @@ def kept_by_autograd(params: ModelParams, precision: Precision) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), on_cpu(precision).autocast():
-        hidden = model.hidden(torch.zeros(ROWS, params.context_length, dtype=torch.int64), blocks=place_masks(params))
+        hidden = model.hidden(
+            torch.zeros(ROWS, params.context_length, dtype=torch.int64), mask_blocks=place_masks(params)
+        )
     assert hidden.requires_grad
     return sum(storage.nbytes() for address, storage in storages.items() if address not in weights)
 
@@ -124,7 +127,7 @@ def kept_by_autograd(params: ModelParams, precision: Precision) -> int:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_activations_are_what_autograd_keeps(shape: str, precision: Precision) -> None:
-    estimated = estimate_memory(SHAPES[shape], VOCAB_SIZE, **{**GIVEN, "precision": precision})
+    estimated = estimate_shape(SHAPES[shape], VOCAB_SIZE, precision=precision)
     assert estimated.activations == pytest.approx(kept_by_autograd(SHAPES[shape], precision), rel=0.05)
 
 
@@ -151,15 +154,15 @@ def test_the_total_is_the_peak_of_a_step(
     with tracker:
         step(params, objective, precision)
     (peak,) = tracker.get_tracker_snapshot("peak").values()
-    given = {**GIVEN, "activation_checkpointing": checkpointing, "precision": precision}
-    assert estimate_memory(params, vocab_size, **given).total == pytest.approx(peak["Total"], rel=0.1)
+    estimated = estimate_shape(params, vocab_size, activation_checkpointing=checkpointing, precision=precision)
+    assert estimated.total == pytest.approx(peak["Total"], rel=0.1)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_lasts_is_exact(shape: str, optimizer: str) -> None:
     model, _, optimizers = build(SHAPES[shape], optimizer=optimizer)
-    estimated = estimate_memory(SHAPES[shape], VOCAB_SIZE, **{**GIVEN, "optimizer": optimizer})
+    estimated = estimate_shape(SHAPES[shape], VOCAB_SIZE, optimizer=optimizer)
     states = [tensor for each in optimizers for state in each.state.values() for tensor in state.values()]
     assert estimated.parameters == count_bytes(model.parameters())
     assert estimated.gradients == count_bytes(weight.grad for weight in model.parameters() if weight.grad is not None)
@@ -171,7 +174,7 @@ def count_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def test_the_average_of_the_weights_is_one_more_of_each() -> None:
-    assert estimate(ema=True).optimizer - estimate().optimizer == estimate().parameters
+    assert estimate(ema_decay=0.9).optimizer - estimate().optimizer == estimate().parameters
 
 
 def test_shards_divide_the_weights_and_gather_some() -> None:
@@ -181,15 +184,13 @@ def test_shards_divide_the_weights_and_gather_some() -> None:
     assert half.logits == whole.logits
     embeddings = 4 * 50_257 * 256
     assert 2 * embeddings < half.activations - whole.activations < 2 * whole.parameters
-    deep = functools.partial(estimate_memory, MODERN.model_copy(update={"d_model": 512}), 64, **GIVEN)
+    deep = functools.partial(estimate_shape, MODERN.model_copy(update={"d_model": 512}), 64)
     few = deep(shards=64, micro_batch_size=1, activation_checkpointing=True)
     assert few.activations + few.logits == deep().parameters, "a validation puts all weights together"
 
 
 def test_muon_needs_room_to_work_where_activations_are_few() -> None:
-    wide = functools.partial(
-        estimate_memory, MODERN.model_copy(update={"d_model": 512, "d_ff": 2048}), VOCAB_SIZE, **GIVEN
-    )
+    wide = functools.partial(estimate_shape, MODERN.model_copy(update={"d_model": 512, "d_ff": 2048}), VOCAB_SIZE)
     one = {"micro_batch_size": 1}
     matrices = 3 * 512 * 4096
     assert wide(**one, optimizer="muon").activations > wide(**one).activations
@@ -198,29 +199,33 @@ def test_muon_needs_room_to_work_where_activations_are_few() -> None:
 
 
 def test_compiled_attention_keeps_matrices_on_a_cpu_alone() -> None:
-    long = functools.partial(estimate_memory, MODERN.model_copy(update={"context_length": 512}), VOCAB_SIZE, **GIVEN)
-    added = long(compiled=True).activations - long().activations
+    long = functools.partial(estimate_shape, MODERN.model_copy(update={"context_length": 512}), VOCAB_SIZE)
+    added = long(compile=True).activations - long().activations
     assert added == 3 * ROWS * 4 * 8 * 128 * (128 + 256 + 384 + 512)  # layers, rows, heads, bytes, blocks
-    assert long(compiled=True, device="cuda") == long(device="cuda")
+    assert long(compile=True, device="cuda") == long(device="cuda")
 
 
 def test_the_document_mask_is_kept_once_and_as_numbers_in_each_block() -> None:
     params = MODERN.model_copy(update={"context_length": 1024})
-    plain = functools.partial(estimate_memory, params, VOCAB_SIZE, **GIVEN)
-    masked = functools.partial(estimate_memory, params.model_copy(update={"document_mask": True}), VOCAB_SIZE, **GIVEN)
+    plain = functools.partial(estimate_shape, params, VOCAB_SIZE)
+    masked = functools.partial(estimate_shape, params.model_copy(update={"document_mask": True}), VOCAB_SIZE)
     square = ROWS * 1024**2
     assert masked().activations - plain().activations == square * (1 + 3 * 4)
-    assert masked(compiled=True) == masked(), "too long for blocks"
+    assert masked(compile=True) == masked(), "too long for blocks"
     grouped = ROWS * 1024 * 3 * 4 * 2 * 32  # keys and values of half the heads, on a card
     assert masked(device="cuda").activations - plain(device="cuda").activations == square * (1 + 3 * 4) + grouped
 
 
 def test_the_largest_size_that_fits_is_chosen() -> None:
-    size = choose_micro_batch(estimate, estimate(micro_batch_size=11).total, 64)
-    assert size == 11
-    assert choose_micro_batch(estimate, estimate(micro_batch_size=11).total - 1, 64) == 10
-    assert choose_micro_batch(estimate, estimate(micro_batch_size=11).total, 8) == 8
-    assert choose_micro_batch(estimate, 0, 8) == 1
+    up_to_64, up_to_8, needed = (
+        on_cpu(micro_batch_size=64),
+        on_cpu(micro_batch_size=8),
+        estimate(micro_batch_size=11).total,
+    )
+    assert choose_micro_batch(estimate_on, up_to_64, needed) == 11
+    assert choose_micro_batch(estimate_on, up_to_64, needed - 1) == 10
+    assert choose_micro_batch(estimate_on, up_to_8, needed) == 8
+    assert choose_micro_batch(estimate_on, up_to_8, 0) == 1
 
 
 @pytest.mark.parametrize(
@@ -244,23 +249,26 @@ def test_what_does_not_fit_is_refused_with_the_cheapest_way_out(
     changes: dict[str, Any], fits: dict[str, Any] | None, way_out: str
 ) -> None:
     hardware = on_cpu(**changes, compile=True)
-    usable = estimate(**fits).total if fits else 1_000_000
-    with pytest.raises(ParameterError) as refusal:
-        require_fit(estimate, usable * hardware.processes, hardware)
-    message = str(refusal.value)
-    assert message.startswith(f"hardware.micro_batch_size=4: a training step needs {format_memory(estimate())}, but of")
+    usable = estimate(**fits, compile=True).total if fits else 1_000_000
+    message = explain_obstacle(estimate_on, hardware, usable * hardware.processes)
+    assert message is not None
+    assert message.startswith(
+        f"hardware.micro_batch_size=4: a training step needs {format_memory(estimate(compile=True))}, but of"
+    )
     assert message.endswith(f"; {way_out}")
     assert "\n" not in message
     if fits:
-        require_fit(functools.partial(estimate, **fits), usable * hardware.processes, hardware)
+        fitting = {name: value for name, value in fits.items() if name != "shards"}
+        sharding = "full" if "shards" in fits else "replicate"
+        changed = replace(hardware, sharding=sharding, **fitting)
+        assert explain_obstacle(estimate_on, changed, usable * hardware.processes) is None
 
 
 def test_eager_tensors_cannot_fill_the_heap() -> None:
     needed = estimate().total
-    require_fit(estimate, needed, on_cpu(compile=True))
-    with pytest.raises(ParameterError, match="a process can fill"):
-        require_fit(estimate, needed, on_cpu())
-    require_fit(estimate, needed * 2, on_cpu())
+    assert explain_obstacle(estimate_on, on_cpu(compile=True), estimate(compile=True).total) is None
+    assert "a process can fill" in (explain_obstacle(estimate_on, on_cpu(), needed) or "")
+    assert explain_obstacle(estimate_on, on_cpu(), needed * 2) is None
 
 
 @pytest.fixture
@@ -273,12 +281,12 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 
 def fit(hardware: Hardware) -> Hardware:
-    return fit_to_memory(hardware, MODERN, VOCAB_SIZE, optimizer="adamw", ema=False)
+    return fit_to_memory(hardware, TINY_TRAIN, MODERN, VOCAB_SIZE).require_fit()
 
 
 def test_the_micro_batch_follows_from_the_machine_and_not_from_the_moment(memory: dict[str, float]) -> None:
     assert fit(on_cpu()) == on_cpu()
-    needed = estimate_memory(MODERN, VOCAB_SIZE, **{**GIVEN, "micro_batch_size": 2}).total
+    needed = estimate_shape(MODERN, VOCAB_SIZE, micro_batch_size=2).total
     memory["total"] = needed / 0.5 / 0.6 + 4  # the half of it, and of that what the heap lets tensors fill
     assert fit(on_cpu()).micro_batch_size == 2
     memory["available"] = needed / 0.6 + 4
@@ -297,7 +305,7 @@ def test_an_explicit_micro_batch_is_kept_or_refused(memory: dict[str, float]) ->
 
 
 def test_processes_share_main_memory_and_have_a_card_each(memory: dict[str, float]) -> None:
-    needed = estimate_memory(MODERN, VOCAB_SIZE, **GIVEN).total
+    needed = estimate_shape(MODERN, VOCAB_SIZE).total
     memory["available"] = needed * 3
     assert fit(on_cpu()).micro_batch_size == ROWS
     with pytest.raises(ParameterError, match="a process can fill"):

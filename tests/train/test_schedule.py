@@ -58,22 +58,22 @@ def test_warm_up_rises_and_nothing_exceeds_the_peak(name: str) -> None:
 def test_wsd_is_constant_and_then_a_line() -> None:
     scales = rates(warmup_steps=2, max_steps=10, schedule="wsd", decay_fraction=0.5, min_learning_rate_ratio=0.0)
     assert scales == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0])
-    assert plan(max_steps=10, schedule="wsd", decay_fraction=0.5).trunk == 5
+    assert plan(max_steps=10, schedule="wsd", decay_fraction=0.5).stable_end == 5
 
 
 @pytest.mark.parametrize("name", ["constant", "wsd"])
-def test_up_to_the_trunk_a_longer_run_has_the_same_rates(name: str) -> None:
+def test_up_to_the_stable_end_a_longer_run_has_the_same_rates(name: str) -> None:
     short, long = plan(max_steps=20, schedule=name), plan(max_steps=50, schedule=name, decay_fraction=0.1)
-    assert short.trunk
-    assert [short.learning_rate(step) for step in range(short.trunk)] == [
-        long.learning_rate(step) for step in range(short.trunk)
+    assert short.stable_end
+    assert [short.learning_rate(step) for step in range(short.stable_end)] == [
+        long.learning_rate(step) for step in range(short.stable_end)
     ]
 
 
-def test_only_a_constant_phase_makes_a_trunk() -> None:
-    assert plan(schedule="cosine").trunk is None
-    assert plan(schedule="linear").trunk is None
-    assert plan(schedule="constant").trunk == 12
+def test_only_some_schedules_have_a_stable_phase() -> None:
+    assert plan(schedule="cosine").stable_end is None
+    assert plan(schedule="linear").stable_end is None
+    assert plan(schedule="constant").stable_end == 12
 
 
 def test_one_step_is_a_schedule_too() -> None:

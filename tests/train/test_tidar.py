@@ -15,12 +15,12 @@ from lmcore.model import gpt
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
 from lmcore.model.save_load import load_model
-from lmcore.model.tidar import Sight
+from lmcore.model.tidar import TidarMask
 from lmcore.params import parse_section
 from lmcore.tokens.dataset import TokenDataset
 from lmcore.train import loss
 from lmcore.train.loss import LanguageModelLoss
-from lmcore.train.tidar_blocks import choose_blocks
+from lmcore.train.tidar_blocks import choose_mask_blocks
 
 SIZE = 4
 
@@ -36,7 +36,7 @@ def training(tmp_path: Path, dataset: TokenDataset, monkeypatch: pytest.MonkeyPa
 
 
 def choose(params: ModelParams, step: int = 5, batch_size: int = 200) -> Tensor:
-    blocks = choose_blocks(params, 1, 10, batch_size, step)
+    blocks = choose_mask_blocks(params, 1, 10, batch_size, step)
     assert blocks is not None
     return blocks
 
@@ -68,8 +68,8 @@ def test_some_blocks_are_drawn_anew_at_each_step() -> None:
 
 def test_first_the_text_alone() -> None:
     params = with_masks(start_fraction=0.6)
-    assert [choose_blocks(params, 1, 10, 2, step) is None for step in range(10)] == [True] * 6 + [False] * 4
-    assert choose_blocks(TINY_MODEL, 1, 10, 2, 9) is None
+    assert [choose_mask_blocks(params, 1, 10, 2, step) is None for step in range(10)] == [True] * 6 + [False] * 4
+    assert choose_mask_blocks(TINY_MODEL, 1, 10, 2, 9) is None
 
 
 @pytest.mark.parametrize("pieces", [False, True], ids=["whole", "in pieces"])
@@ -86,7 +86,7 @@ def test_the_loss_is_the_papers(params: ModelParams, pieces: bool, monkeypatch: 
         if ours:
             total, parts = LanguageModelLoss(model)(inputs, targets, blocks)
         else:
-            logits = model.logits(model.hidden(inputs, blocks=blocks))
+            logits = model.logits(model.hidden(inputs, mask_blocks=blocks))
             text = torch.nn.functional.cross_entropy(logits[:, :16].flatten(0, 1), targets.flatten())
             places = (blocks[:, :, None] + torch.arange(SIZE)).flatten(1)
             wanted = targets.gather(1, places)
@@ -161,7 +161,7 @@ LONGER = TINY_TRAIN.model_copy(
 )
 
 
-class SeesAll(Sight):
+class SeesAll(TidarMask):
     """The mistake that makes the masks' loss collapse: the answer lies open before them."""
 
     def __call__(self, batch: Tensor, head: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def test_further_ahead_is_harder(training: Training, tmp_path: Path, monkeypatch
     last = training.steps()[-1]
     places = [last[f"val_diffusion_loss_{place}"] for place in range(1, SIZE + 1)]
     assert last["val_loss"] - 0.15 < places[0] < places[3] < 5
-    monkeypatch.setattr(gpt, "Sight", SeesAll)
+    monkeypatch.setattr(gpt, "TidarMask", SeesAll)
     other = Training(tmp_path / "other", training.dataset, training.monkeypatch)
     other.run(params=LONGER, model_params=with_masks(wide))
     last = other.steps()[-1]
@@ -207,8 +207,8 @@ def test_windows_too_short_for_a_block_are_passed_over(dataset: TokenDataset) ->
     for context_length in range(9, 17):
         model.params = model.params.model_copy(update={"context_length": context_length})
         measured = measure_loss(model, shards, lengths, windows=None, batch_size=4, slots=True)
-        assert len(measured.slots) == SIZE
-        assert all(5 < loss < 6 for loss in measured.slots)
+        assert len(measured.mask_losses) == SIZE
+        assert all(5 < loss < 6 for loss in measured.mask_losses)
 
 
 def test_a_folder_without_the_masks_row_is_refused(training: Training) -> None:

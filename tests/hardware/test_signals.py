@@ -8,13 +8,12 @@ import sys
 import psutil
 import pytest
 
-from lmcore.hardware.distributed import SAME_SIGNAL_SECONDS
-from lmcore.train.signals import SIGNALS, catch_signals
+from lmcore.hardware.signals import SAME_SIGNAL_SECONDS, SIGNALS, catch_signals
 
 PARENT = """
 import os, shlex, subprocess, sys, time
 child = (
-    "import os, time; from lmcore.train.signals import follow_parent;"
+    "import os, time; from lmcore.hardware.distributed import follow_parent;"
     "follow_parent(); print(os.getpid(), flush=True); time.sleep(60)"
 )
 command = shlex.join([sys.executable, "-c", child])
@@ -41,7 +40,7 @@ def test_another_event_ends_the_process_at_once() -> None:
         assert interrupt.signal == signal.SIGTERM
     program = f"""
 import os, signal, time
-from lmcore.train.signals import catch_signals
+from lmcore.hardware.signals import catch_signals
 with catch_signals():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep({SAME_SIGNAL_SECONDS + 0.1})
@@ -89,7 +88,7 @@ def test_a_trainer_does_not_outlive_what_started_it(shell: str, variable: str) -
 
 def test_by_hand_a_trainer_goes_on_alone() -> None:
     """`nohup python -m stages.train &`, and the terminal closed: nothing is above it that it should follow."""
-    program = "import threading; from lmcore.train.signals import follow_parent; follow_parent();"
+    program = "import threading; from lmcore.hardware.distributed import follow_parent; follow_parent();"
     program += "raise SystemExit(threading.active_count())"
     environment = {name: value for name, value in os.environ.items() if name not in ("DVC_STAGE", "RANK")}
     assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 1
