@@ -13,10 +13,10 @@ from urllib.parse import unquote, urlsplit
 from lmcore.download.catalog import CATALOG, Source
 from lmcore.download.fetch import Arrival, RemoteFile, fetch_files
 from lmcore.download.local import copy_files, find_dependency, find_own, find_stdlib
-from lmcore.download.params import FILE_NAME_CHARACTERS, DownloadParams, _short_name, _suggest
+from lmcore.download.params import FILE_NAME_CHARACTERS, DownloadParams, _short_name
 from lmcore.download.stores import list_files
 from lmcore.download.web import WebFile, is_web_address
-from lmcore.errors import DataError, LmcoreError, ParameterError
+from lmcore.errors import DataError, LmcoreError, ParameterError, suggest
 from lmcore.files import project_root, read_json, sha256_file, write_folder, write_json
 from lmcore.runtime.progress import say
 
@@ -98,8 +98,8 @@ def _gather_own(name: str, key: str) -> Gathered:
     try:
         root, paths = find_own(name, key)
     except ParameterError as error:
-        if key != "download.path" and (hint := _suggest(name)):
-            raise ParameterError(f"{error}; {hint}known sources: {', '.join(CATALOG)}") from None
+        if key != "download.path" and (hint := suggest(name, CATALOG)):
+            raise ParameterError(f"{error};{hint} known sources: {', '.join(CATALOG)}") from None
         raise
     return Gathered(_describe(name, None) | {"url": None, "path": name}, root, paths)
 

@@ -1,6 +1,5 @@
 """Parameters of the download stage."""
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from lmcore.download.catalog import CATALOG
 from lmcore.download.local import WILDCARDS
 from lmcore.download.stores import explain_address
 from lmcore.download.web import is_web_address
+from lmcore.errors import suggest
 from lmcore.params import Section
 
 FILE_NAME_CHARACTERS = 60  # of a url's last part; 255 bytes is the most that file systems take
@@ -31,7 +31,7 @@ class DownloadParams(Section):
     def _check(self) -> Self:
         if self.source not in CATALOG:
             known = f"known sources: {', '.join(CATALOG)}"
-            raise ValueError(f"download.source={self.source!r}: {_suggest(self.source)}{known}")
+            raise ValueError(f"download.source={self.source!r}:{suggest(self.source, CATALOG)} {known}")
         if self.path is not None and self.url is not None:
             raise ValueError(f"download.path={self.path!r} and download.url={self.url!r}: set one of them, not both")
         if self.path == "":
@@ -81,8 +81,3 @@ def _check_address(key: str, url: str) -> None:
         raise ValueError(f"{key}={url!r}: must be an http:// or https:// address, percent-encoded")
     if problem := explain_address(url):
         raise ValueError(f"{key}={url!r}: {problem}")
-
-
-def _suggest(name: str) -> str:
-    near = difflib.get_close_matches(name, CATALOG, n=1)
-    return f"did you mean {near[0]}? " if near else ""

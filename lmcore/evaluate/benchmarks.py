@@ -1,6 +1,5 @@
 """The benchmarks that go by a name, with address, checksum and licence; and the files of these and of one's own."""
 
-import difflib
 import re
 import shutil
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from lmcore.download.fetch import RemoteFile, fetch_files
 from lmcore.download.web import WebFile
-from lmcore.errors import ParameterError
+from lmcore.errors import ParameterError, suggest
 from lmcore.files import named_path, project_root, sha256_file
 
 HUB = "https://huggingface.co/datasets"
@@ -84,10 +83,8 @@ def check_suites(suites: Sequence[str]) -> None:
     names: dict[str, str] = {}
     for at, entry in enumerate(suites):
         if entry not in SUITES and Path(entry).suffix not in {".jsonl", ".parquet"}:
-            near = difflib.get_close_matches(entry, SUITES, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
             known = f"a .jsonl or .parquet file, or one of {', '.join(SUITES)}"
-            raise ValueError(f"evaluate.suites[{at}]={entry!r}: {hint}must be {known}")
+            raise ValueError(f"evaluate.suites[{at}]={entry!r}:{suggest(entry, SUITES)} must be {known}")
         name = _name(entry)
         if name in names:
             raise ValueError(f"evaluate.suites: {names[name]} and {entry} would both be called {name!r}: rename one")

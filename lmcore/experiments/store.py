@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 from lmcore.errors import ArtifactError
 from lmcore.experiments.queue import run_git
@@ -17,22 +17,62 @@ WORKSPACE = "workspace"
 REFERENCE = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")  # its commit in two parts, its name
 
 
-@dataclass(frozen=True)
-class StoredExperiment:
-    """What DVC knows of an experiment; parameters as `train.seed`, metrics as `FILE.NAME`, the file without its ending.
+FINISHED = "finished"
+STATUSES = {"success": FINISHED, "scheduled": "queued"}  # of DVC and MLflow, where we say it in another word
+# No stage depends on these.
+WITHOUT_EFFECT = ("profiles.", "tracking.", "hardware.workers", "hardware.data_engine")
 
-    `code` is the commit that it was made from, or `workspace`; `is_of_head` says whether that is the current one.
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training and what was measured of it, by dotted names as `train.seed` and `evaluate.bits_per_byte`.
+
+    `code` is the commit that it was made from, or `workspace`. Parameters are text, as MLflow keeps
+    them; those that are not set are left out.
     """
 
     name: str
     code: str
     status: str
-    is_of_head: bool
-    params: Mapping[str, Any] = field(repr=False)
-    metrics: Mapping[str, Any] = field(repr=False)
+    params: Mapping[str, str] = field(repr=False)
+    metrics: Mapping[str, float] = field(repr=False)
+
+    @classmethod
+    def describe(
+        cls, name: str, code: str, status: str, params: Mapping[str, object], metrics: Mapping[str, object]
+    ) -> Self:
+        """Return the experiment with the parameters and metrics of a store in our form."""
+        numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+        return cls(name, code, STATUSES.get(status, status), describe_params(params), numbers)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its metrics are final."""
+        return self.status == FINISHED
 
 
-def read_experiments(names: Sequence[str], root: Path) -> list[StoredExperiment]:
+def describe_params(values: Mapping[str, object]) -> dict[str, str]:
+    """As text, without those that are empty: a parameter that is not set is one that there was not yet."""
+    described = {name: _normalise(value) for name, value in values.items() if not name.startswith(WITHOUT_EFFECT)}
+    return {name: value for name, value in sorted(described.items()) if value != str(None)}
+
+
+def _normalise(value: object) -> str:
+    """A value as text, alike however it was kept: DVC has 10000.0 or 1 of what is 10000 or 1.0 in MLflow."""
+    try:
+        return f"{float(str(value)):.15g}"
+    except ValueError:
+        return str(value)
+
+
+def list_references(root: Path) -> list[tuple[str, str, str]]:
+    """Return of each experiment that DVC keeps in git the name, the commit that it was made from, and the reference."""
+    lines = run_git(root, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
+    matches = [match for line in lines if (match := REFERENCE.fullmatch(line))]
+    return [(match[3], match[1] + match[2], match[0]) for match in matches]
+
+
+def read_experiments(names: Sequence[str], root: Path) -> list[Experiment]:
     """The current commit's experiments, the oldest first, then the workspace, and what `names` ask for beside them.
 
     Of these, experiments of other commits are taken along with all of their commit; a commit goes by the name that it
@@ -41,12 +81,7 @@ def read_experiments(names: Sequence[str], root: Path) -> list[StoredExperiment]
     head = run_git(root, "rev-parse", "--verify", "--quiet", "HEAD")
     if not head:
         raise ArtifactError(f"{root} has no git commit, and DVC keeps experiments in git: commit the project first")
-    references = [
-        match
-        for line in run_git(root, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
-        if (match := REFERENCE.fullmatch(line))
-    ]
-    home = {match[3]: match[1] + match[2] for match in references}
+    home = {name: commit for name, commit, _ in list_references(root)}
     commits = {
         name: commit
         for name in names
@@ -57,12 +92,12 @@ def read_experiments(names: Sequence[str], root: Path) -> list[StoredExperiment]
     wanted = dict.fromkeys([head, *commits.values(), *(home[name] for name in names if name in home)])
     states = {state["rev"]: state for state in _show(list(wanted), root)}
     found = [
-        _describe(entry["revs"][0], entry["name"], commit, (entry["executor"] or {}).get("state"), commit == head)
+        _describe(entry["revs"][0], entry["name"], commit, (entry["executor"] or {}).get("state"))
         for commit in wanted
         for entry in reversed(states[commit]["experiments"] or [])
     ]
-    found.append(_describe(states[WORKSPACE], WORKSPACE, WORKSPACE, None, False))
-    return found + [_describe(states[commit], name, commit, None, False) for name, commit in commits.items()]
+    found.append(_describe(states[WORKSPACE], WORKSPACE, WORKSPACE))
+    return found + [_describe(states[commit], name, commit) for name, commit in commits.items()]
 
 
 def read_file(name: str, code: str, path: str, root: Path) -> str:
@@ -89,15 +124,14 @@ def _show(commits: Sequence[str], root: Path) -> list[dict[str, Any]]:
     return states
 
 
-def _describe(
-    state: Mapping[str, Any], name: str | None, code: str, status: str | None, is_of_head: bool
-) -> StoredExperiment:
+def _describe(state: Mapping[str, Any], name: str | None, code: str, status: str | None = None) -> Experiment:
+    """Return DVC's experiment; a metric is called `FILE.NAME`, the file without its ending."""
     data = state["data"] or {}
     if status is None:
         status = "success" if state["error"] is None else "failed"
     params = {key: value for _, values in _read_files(data, "params") for key, value in flatten(values).items()}
     metrics = flatten({PurePosixPath(path).stem: values for path, values in _read_files(data, "metrics")})
-    return StoredExperiment(name or state["rev"][:7], code, status, is_of_head, params, metrics)
+    return Experiment.describe(name or state["rev"][:7], code, status, params, metrics)
 
 
 def _read_files(data: Mapping[str, Any], kind: str) -> Iterator[tuple[str, dict[str, Any]]]:

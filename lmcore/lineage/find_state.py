@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from lmcore.errors import LmcoreError
-from lmcore.experiments.experiments import describe_params
+from lmcore.experiments.store import describe_params
 from lmcore.lineage.dvc_files import Project
 from lmcore.lineage.history import Commit, History
 from lmcore.lineage.lock import Pipeline

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
-from lmcore.errors import flatten as make_printable
+from lmcore.errors import one_line
 from lmcore.lineage.history import Commit
 from lmcore.lineage.steps import Part, Step
 from lmcore.lineage.trace import Trace
@@ -29,7 +29,7 @@ def describe_trace(trace: Trace) -> dict[str, Any]:
 
 def render_trace(trace: Trace) -> Iterator[str]:
     """Its lines."""
-    yield from map(make_printable, _render(trace))
+    yield from map(one_line, _render(trace))
 
 
 def _render(trace: Trace) -> Iterator[str]:
@@ -65,7 +65,7 @@ def describe_verification(found: Verification) -> dict[str, Any]:
 
 def render_verification(found: Verification) -> Iterator[str]:
     """Its lines."""
-    yield from map(make_printable, _render_verification(found))
+    yield from map(one_line, _render_verification(found))
 
 
 def _render_verification(found: Verification) -> Iterator[str]:

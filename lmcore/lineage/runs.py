@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.errors import ArtifactError, LmcoreError
-from lmcore.experiments.experiments import describe_params
+from lmcore.experiments.store import describe_params
 from lmcore.files import read_json
 from lmcore.lineage.provenance import NOT_IDENTITY
 from lmcore.lineage.remedy import Mismatch, make_again
