@@ -3,7 +3,6 @@
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from lmcore.lineage.lock import Pipeline
 from lmcore.lineage.provenance import LINEAGE, MODEL
 from lmcore.lineage.remedy import Mismatch
 from lmcore.lineage.runs import read_identity
+from lmcore.lineage.steps import Trace
 from lmcore.params import flatten
 from lmcore.tracking.store import StoredRun
 
@@ -22,42 +22,35 @@ SEARCHED_COMMITS = 200  # of those that changed dvc.lock, the newest
 SECTIONS = ("model", "train")  # of the parameters, those that a run's key is made from
 
 
-@dataclass(frozen=True)
-class Found:
-    """The state whose train stage a run was; `pipeline` None: there is none. `commit` None: the working tree."""
+def find_state(
+    found: Trace, key: str, tracked: StoredRun | None, project: Project, history: History, present: Pipeline
+) -> tuple[Pipeline, Commit | None] | None:
+    """Return the state whose train stage was run `key`: its pipeline, and its commit or None for the working tree.
 
-    pipeline: Pipeline | None
-    commit: Commit | None = None
-    note: str | None = None
-    mismatch: Mismatch | None = None
-
-
-def find_state(key: str, tracked: StoredRun | None, project: Project, history: History, present: Pipeline) -> Found:
-    """Where run `key` made the model: the lineage.json of each state says whose it is.
-
-    Where neither DVC's cache nor the disk has a state's model any more, equal parameters make it likely, and a note
-    says so.
+    The lineage.json of each state says whose model it has. Where neither DVC's cache nor the disk has a state's model
+    any more, equal parameters make it likely, and a note in `found` says so. Return None where there is no such
+    state, which is a mismatch.
     """
     lineage = project.root / MODEL / LINEAGE
     if lineage.is_file() and read_key(lineage) == key and "train" in present.stages:
-        return Found(present)
+        return present, None
     wanted = _read_params(project.root, key, tracked)
-    likely: Found | None = None
+    likely: tuple[Pipeline, Commit] | None = None
     for commit, pipeline in _list_states(history, tracked):
         if "train" not in pipeline.stages or MODEL not in pipeline.outputs:
             continue
         place = project.find_recorded(pipeline.outputs[MODEL], LINEAGE)
         if place is not None and read_key(place) == key:
-            return Found(pipeline, commit)
+            return pipeline, commit
         if likely is None and place is None and wanted and _agree(wanted, pipeline):
-            told = (
-                f"taken for {commit.name} by its parameters: DVC's cache has not the model there, which would prove it"
-            )
-            likely = Found(pipeline, commit, note=told)
-    if likely is not None:
-        return likely
-    text = f"no commit and no experiment records run {key}, and {MODEL} is not its model"
-    return Found(None, mismatch=Mismatch("run", text, _train_again(wanted, present), "train"))
+            likely = pipeline, commit
+    if likely is None:
+        text = f"no commit and no experiment records run {key}, and {MODEL} is not its model"
+        found.mismatches.append(Mismatch("run", text, _train_again(wanted, present), "train"))
+        return None
+    told = "by its parameters: DVC's cache has not the model there, which would prove it"
+    found.notes.append(f"taken for {likely[1].name} {told}")
+    return likely
 
 
 def read_key(path: Path) -> str | None:

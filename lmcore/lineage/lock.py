@@ -1,6 +1,5 @@
 """dvc.lock and dvc.yaml as a graph of stages: what each read and made, with the hashes that DVC recorded."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lmcore.errors import ArtifactError, ParameterError
-from lmcore.params import Change, compare_values, flatten, read_params
+from lmcore.params import Change, compare_values, flatten, parse_params
 
 LOCK, PIPELINE, PARAMS = "dvc.lock", "dvc.yaml", "params.yaml"
 CODE_FOLDERS = ("lmcore", "stages")
@@ -162,15 +161,12 @@ def _assemble(files: Mapping[str, bytes], told: str = "") -> Pipeline:
 
 def _parse(content: bytes, name: str) -> dict[str, Any]:
     """The YAML as DVC reads it. Raises ArtifactError for dvc.lock, ParameterError for what a person writes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "file.yaml")
-        path.write_bytes(content)
-        try:
-            return read_params(path)
-        except ParameterError as error:
-            if name.endswith(LOCK):
-                raise ArtifactError(f"{name} is damaged: {TORN}") from None
-            raise ParameterError(str(error).replace(str(path), name)) from None
+    try:
+        return parse_params(content, name)
+    except ParameterError:
+        if not name.endswith(LOCK):
+            raise
+        raise ArtifactError(f"{name} is damaged: {TORN}") from None
 
 
 def _read_locked(name: str, record: Mapping[str, Any]) -> LockedStage:

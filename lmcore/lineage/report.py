@@ -8,9 +8,9 @@ from typing import Any
 
 from lmcore.errors import one_line
 from lmcore.lineage.history import Commit
-from lmcore.lineage.steps import Part, Step
-from lmcore.lineage.trace import Trace
+from lmcore.lineage.steps import Part, Step, Trace
 from lmcore.lineage.verify import DAMAGED, Verification
+from lmcore.runtime.progress import show_bytes
 
 FORMAT = 1  # of the JSON: keys may be added; a change of what is there gets another number
 WIDTH = 116
@@ -19,7 +19,6 @@ SHOWN_FILES = 3
 SHOWN_FAULTS = 5
 SHOWN_CHARACTERS = 160  # of a sample's text
 STATES = {"same": "", "changed": "CHANGED", "missing": "MISSING"}
-UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def describe_trace(trace: Trace) -> dict[str, Any]:
@@ -174,14 +173,6 @@ def _render_corpus(corpus: Mapping[str, Any]) -> Iterator[str]:
 
 def _count_files(count: int) -> str:
     return f"{count:,} file{'' if count == 1 else 's'}"
-
-
-def show_bytes(count: float) -> str:
-    """1234567 -> `1.2 MB`."""
-    for size, unit in UNITS:
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count:,.0f} B"
 
 
 def _show(value: object) -> str:

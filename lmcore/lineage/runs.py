@@ -7,7 +7,7 @@ from typing import Any
 from lmcore.errors import ArtifactError, LmcoreError
 from lmcore.experiments.store import describe_params
 from lmcore.files import read_json
-from lmcore.lineage.provenance import NOT_IDENTITY
+from lmcore.lineage.provenance import NOT_IDENTITY, tell_differing
 from lmcore.lineage.remedy import Mismatch, make_again
 from lmcore.params import flatten
 from lmcore.tracking.store import StoredRun, cut_param, legal_name
@@ -60,29 +60,27 @@ def check_identity(root: Path, key: str) -> Iterator[Mismatch]:
 
 def compare_tracked(run: StoredRun, lineage: Mapping[str, Any]) -> Iterator[Mismatch]:
     """Whether MLflow says of a run what its lineage.json, or identity.json, says."""
-    told = f"MLflow's run {run.name}"
-    remedy = make_again("train")
     if run.status != "finished":
-        yield Mismatch("mlflow", f"{told} is {run.status}, not finished", "dvc repro", "train")
+        yield Mismatch("mlflow", f"MLflow's run {run.name} is {run.status}, not finished", "dvc repro", "train")
+    for text in _list_differences(run, lineage):
+        yield Mismatch("mlflow", f"MLflow's run {run.name} {text}", make_again("train"), "train")
+
+
+def _list_differences(run: StoredRun, lineage: Mapping[str, Any]) -> Iterator[str]:
     key = lineage["run_key"]
     if run.run_key != key:
-        yield Mismatch("mlflow", f"{told} is of run {run.run_key}, the model of {key}", remedy, "train")
+        yield f"is of run {run.run_key}, the model of {key}"
     noted_params = flatten(lineage.get("params") or {})
     params = describe_params({legal_name(name): cut_param(value) for name, value in noted_params.items()})
-    tracked = describe_params(run.params)
-    different = [name for name in params if name in tracked and tracked[name] != params[name]]
-    if different:
-        words = ", ".join(f"{name} {tracked[name]} not {params[name]}" for name in different[:3])
-        yield Mismatch("mlflow", f"{told} has other parameters than the model ({words})", remedy, "train")
+    if words := tell_differing(describe_params(run.params), params):
+        yield f"has other parameters than the model ({words})"
     fingerprints = flatten({name: value for name, value in lineage.items() if name not in NOT_IDENTITY})
     for name, digest in run.datasets.items():
         noted = fingerprints.get(name)
         if isinstance(noted, str) and not noted.startswith(digest):
-            text = f"{told} was fed {name} {digest[:12]}, the model {noted[:12]}"
-            yield Mismatch("mlflow", text, remedy, "train")
+            yield f"was fed {name} {digest[:12]}, the model {noted[:12]}"
     for name in LOSSES:
         noted = (lineage.get("metrics") or {}).get(name)
         logged = run.metrics.get(name)
         if noted is not None and logged is not None and abs(noted - logged) > ROUNDING:
-            text = f"{told} ended with {name} {logged:.6f}, the model with {noted:.6f}"
-            yield Mismatch("mlflow", text, remedy, "train")
+            yield f"ended with {name} {logged:.6f}, the model with {noted:.6f}"
