@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from lmcore.errors import FULL_DISK, DataError
 from lmcore.files import fingerprint, sha256_file
-from lmcore.runtime.scratch import hold
+from lmcore.runtime.locks import hold
 
 FILES_AT_ONCE = 4
 RETRY_DELAYS_SECONDS = (1.0, 2.0, 4.0, 8.0)

@@ -23,7 +23,7 @@ from lmcore.experiments.queue import (
 from lmcore.experiments.store import read_file
 from lmcore.files import derive_seed, read_json
 from lmcore.params import flatten, read_params
-from lmcore.runtime.scratch import hold
+from lmcore.runtime.locks import hold
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

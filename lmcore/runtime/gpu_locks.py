@@ -1,6 +1,5 @@
 """Which graphics cards a process has for itself: a file lock for each, which the system frees when the process ends."""
 
-import fcntl
 import os
 import tempfile
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from lmcore.errors import ArtifactError
 from lmcore.files import project_root
+from lmcore.runtime.locks import hold, lock
 from lmcore.runtime.progress import say
 
 CARDS = "LMCORE_CARDS"  # the numbers of the cards that were claimed, as 0,2: processes that are started inherit it
@@ -61,8 +61,7 @@ def wait_for_cards(names: Sequence[str], count: int, folder: Path) -> list[int]:
     """
     said: list[str] = []
     while True:
-        with (folder / "claiming.lock").open("w") as turn:  # two that try at once would find each other's half
-            fcntl.flock(turn, fcntl.LOCK_EX)
+        with hold(folder / "claiming.lock"):  # two that try at once would find each other's half
             taken, holders = _try_to_take(names, count, folder)
             if len(taken) == count:
                 for descriptor in taken.values():
@@ -71,7 +70,7 @@ def wait_for_cards(names: Sequence[str], count: int, folder: Path) -> list[int]:
                 # Programs that tidy up temporary folders leave alone what is below one that somebody has locked
                 # (tmpfiles.d(5)); a lock file that was removed would be no lock any more.
                 shelter = os.open(folder, os.O_RDONLY)
-                fcntl.flock(shelter, fcntl.LOCK_SH)
+                lock(shelter, wait=True, shared=True)
                 _locks.extend([*taken.values(), shelter])
                 return list(taken)
             for descriptor in taken.values():
@@ -89,9 +88,7 @@ def _try_to_take(names: Sequence[str], count: int, folder: Path) -> tuple[dict[i
     for place, name in enumerate(names):
         path = folder / f"{name}.lock"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(descriptor):
             os.close(descriptor)
             holders.append(f"{name} is held by {path.read_text()}")
             continue
