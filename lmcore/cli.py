@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from lmcore.errors import report_errors
+from lmcore.errors import one_line, report_errors
 from lmcore.files import project_root
 
 Format = Literal["text", "markdown", "csv"]
@@ -331,7 +331,7 @@ def _print_report(report: Mapping[str, Any] | Iterable[str]) -> None:
         typer.echo(json.dumps(report, indent=2))
         return
     for line in report:
-        typer.echo(line)
+        typer.echo(one_line(line))
 
 
 @app.command()
@@ -343,7 +343,7 @@ def register(
     """Register a run's model in MLflow under a name and an alias, and say how it is served."""
     from lmcore.tracking.registry import register_model
 
-    for line in register_model(run, name, alias, project_root() / "models" / "gpt").describe():
+    for line in register_model(run, name, alias, project_root() / "models" / "gpt"):
         typer.echo(line)
 
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmcore.errors import DataError, ParameterError, list_some, suggest
-from lmcore.experiments.experiments import MAKE_SOME, find_experiments
+from lmcore.experiments.experiments import MAKE_SOME, Experiment, find_experiments
 from lmcore.experiments.groups import Group, compare_groups, find_differing, group_experiments, is_count, list_metrics
 from lmcore.experiments.significance import Difference
-from lmcore.experiments.store import Experiment
 
 METRICS = ("evaluate.val_loss", "evaluate.bits_per_byte", "train.tokens")  # those that there are, if none is named
 COMMIT = "commit"  # a column where the groups are of several

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from lmcore.experiments.experiments import Experiment
 from lmcore.experiments.significance import Difference, Sample, adjust_p_values, compare_samples
-from lmcore.experiments.store import Experiment
 
 # Of the initial weights and the order of the text. With another sample.seed the model is the same.
 SEEDS = ("train.seed", "seed")

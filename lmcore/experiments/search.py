@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmcore.errors import ArtifactError, DataError, LmcoreError, ParameterError, suggest
+from lmcore.experiments.experiments import read_file
 from lmcore.experiments.queue import (
     Attempt,
     count_workers,
@@ -20,7 +21,6 @@ from lmcore.experiments.queue import (
     run_git,
     start_workers,
 )
-from lmcore.experiments.store import read_file
 from lmcore.files import derive_seed, read_json
 from lmcore.params import flatten, read_params
 from lmcore.runtime.locks import hold

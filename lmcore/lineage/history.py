@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from lmcore.experiments.experiments import list_references
 from lmcore.experiments.queue import read_git, run_git
-from lmcore.experiments.store import list_references
 from lmcore.lineage.dvc_files import Project, hash_folder
 from lmcore.lineage.lock import CODE_FOLDERS, LOCK, PARAMS, PIPELINE, Entry, LockedStage, Pipeline, parse_pipeline
 

@@ -11,7 +11,7 @@ from typing import Any
 from lmcore.download.download import find_changes
 from lmcore.encode.pretokenized import find_changed_tokens
 from lmcore.errors import ArtifactError, LmcoreError, list_some
-from lmcore.experiments.store import describe_params
+from lmcore.experiments.experiments import describe_params
 from lmcore.files import derive_seed, fingerprint, named_path, read_json
 from lmcore.lineage.dvc_files import Project
 from lmcore.lineage.lock import Pipeline

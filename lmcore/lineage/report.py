@@ -6,7 +6,6 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
-from lmcore.errors import one_line
 from lmcore.lineage.history import Commit
 from lmcore.lineage.steps import Part, Step, Trace
 from lmcore.lineage.verify import DAMAGED, Verification
@@ -28,10 +27,6 @@ def describe_trace(trace: Trace) -> dict[str, Any]:
 
 def render_trace(trace: Trace) -> Iterator[str]:
     """Its lines."""
-    yield from map(one_line, _render(trace))
-
-
-def _render(trace: Trace) -> Iterator[str]:
     yield trace.asked + (f"  (commit {_show_commit(trace.commit)})" if trace.commit else "")
     yield from _indent(_render_subject(trace.subject), "   ")
     if trace.kind in ("run", "copy"):
@@ -64,10 +59,6 @@ def describe_verification(found: Verification) -> dict[str, Any]:
 
 def render_verification(found: Verification) -> Iterator[str]:
     """Its lines."""
-    yield from map(one_line, _render_verification(found))
-
-
-def _render_verification(found: Verification) -> Iterator[str]:
     width = max((len(artefact.path) for artefact in found.artefacts), default=0)
     for artefact in found.artefacts:
         label = artefact.state.upper() if artefact.state == DAMAGED else artefact.state
@@ -189,10 +180,16 @@ def _label(label: str, text: str) -> str:
     return f"{label:{LABEL}}{text}"
 
 
-def _wrap(label: str, text: str) -> Iterator[str]:
-    lines = textwrap.wrap(text, WIDTH - LABEL - 3, break_long_words=False, break_on_hyphens=False)
-    for number, line in enumerate(lines):
-        yield _label(label if number == 0 else "", line)
+def _wrap(label: str, text: str) -> list[str]:
+    first = _label(label, "")
+    return textwrap.wrap(
+        text,
+        WIDTH - 3,
+        initial_indent=first,
+        subsequent_indent=" " * LABEL,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _indent(lines: Iterable[str], margin: str) -> Iterator[str]:

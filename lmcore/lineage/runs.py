@@ -1,20 +1,29 @@
-"""Runs by their key, name or id: what runs/KEY and MLflow noted of them, and whether that is what a model says."""
+"""Runs by their key: what runs/KEY and MLflow noted of them, and the state of the project that each belongs to."""
 
+import json
+import shlex
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lmcore.errors import ArtifactError, LmcoreError
-from lmcore.experiments.store import describe_params
+from lmcore.experiments.experiments import describe_params
 from lmcore.files import read_json
-from lmcore.lineage.provenance import NOT_IDENTITY, tell_differing
+from lmcore.lineage.dvc_files import Project
+from lmcore.lineage.history import Commit, History
+from lmcore.lineage.lock import Pipeline
+from lmcore.lineage.provenance import LINEAGE, MODEL, NOT_IDENTITY, tell_differing
 from lmcore.lineage.remedy import Mismatch, make_again
+from lmcore.lineage.steps import Trace
 from lmcore.params import flatten
 from lmcore.tracking.store import StoredRun, cut_param, legal_name
 from lmcore.train.run_state import run_key
 
 ROUNDING = 1e-6  # of the losses in lineage.json, which MLflow has in full
 LOSSES = ("train_loss", "val_loss", "bits_per_byte")
+SEARCHED_COMMITS = 200  # of those that changed dvc.lock, the newest
+SECTIONS = ("model", "train")  # of the parameters, those that a run's key is made from
 
 
 def read_identity(root: Path, key: str) -> dict[str, Any] | None:
@@ -84,3 +93,82 @@ def _list_differences(run: StoredRun, lineage: Mapping[str, Any]) -> Iterator[st
         logged = run.metrics.get(name)
         if noted is not None and logged is not None and abs(noted - logged) > ROUNDING:
             yield f"ended with {name} {logged:.6f}, the model with {noted:.6f}"
+
+
+def find_state(
+    found: Trace, key: str, tracked: StoredRun | None, project: Project, history: History, present: Pipeline
+) -> tuple[Pipeline, Commit | None] | None:
+    """Return the state whose train stage was run `key`: its pipeline, and its commit or None for the working tree.
+
+    The lineage.json of each state says whose model it has. Where neither DVC's cache nor the disk has a state's model
+    any more, equal parameters make it likely, and a note in `found` says so. Return None where there is no such
+    state, which is a mismatch.
+    """
+    lineage = project.root / MODEL / LINEAGE
+    if lineage.is_file() and read_key(lineage) == key and "train" in present.stages:
+        return present, None
+    wanted = _read_params(project.root, key, tracked)
+    likely: tuple[Pipeline, Commit] | None = None
+    for commit, pipeline in _list_states(history, tracked):
+        if "train" not in pipeline.stages or MODEL not in pipeline.outputs:
+            continue
+        place = project.find_recorded(pipeline.outputs[MODEL], LINEAGE)
+        if place is not None and read_key(place) == key:
+            return pipeline, commit
+        if likely is None and place is None and wanted and _agree(wanted, pipeline):
+            likely = pipeline, commit
+    if likely is None:
+        text = f"no commit and no experiment records run {key}, and {MODEL} is not its model"
+        found.mismatches.append(Mismatch("run", text, _train_again(wanted, present), "train"))
+        return None
+    told = "by its parameters: DVC's cache has not the model there, which would prove it"
+    found.notes.append(f"taken for {likely[1].name} {told}")
+    return likely
+
+
+def read_key(path: Path) -> str | None:
+    """The key of the run that a lineage.json names; None for a damaged one."""
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    return values.get("run_key") if isinstance(values, dict) else None
+
+
+def _list_states(history: History, tracked: StoredRun | None) -> Iterator[tuple[Commit, Pipeline]]:
+    """Those that may be a run's: the experiment that MLflow names, the others, and commits that changed dvc.lock."""
+    experiment = tracked.tags.get("dvc.exp_name") if tracked else None
+    named = history.find_commit(experiment) if experiment else None
+    candidates = [*([named] if named else []), *history.list_experiments()]
+    for commit in [*candidates, *islice(history.list_commits(), SEARCHED_COMMITS)]:
+        try:
+            yield commit, history.read_pipeline(commit)
+        except LmcoreError:  # a commit from before there was a dvc.lock, or with a torn one
+            continue
+
+
+def _read_params(root: Path, key: str, tracked: StoredRun | None) -> dict[str, str]:
+    """The parameters of a run by dotted names, as runs/KEY or MLflow noted them."""
+    identity = read_identity(root, key)
+    if identity is not None:
+        return describe_params(flatten({name: identity.get(name, {}) for name in SECTIONS}))
+    return describe_params(tracked.params) if tracked else {}
+
+
+def _agree(wanted: Mapping[str, str], pipeline: Pipeline) -> bool:
+    recorded = describe_params(pipeline.stages["train"].params)
+    return all(wanted.get(name) == recorded.get(name) for name in _list_names(wanted, recorded))
+
+
+def _train_again(wanted: Mapping[str, str], present: Pipeline) -> str:
+    """The command that trains with these parameters, by those that params.yaml has otherwise."""
+    current = describe_params(flatten(present.params))
+    different = [name for name in _list_names(wanted, current) if wanted.get(name) != current.get(name)]
+    settings = ["-S " + shlex.quote(f"{name}={wanted.get(name, 'null')}") for name in different]
+    return " ".join(["dvc exp run", *settings]) if wanted else "dvc repro"
+
+
+def _list_names(*params: Mapping[str, str]) -> list[str]:
+    """The names of what a run's key is made from."""
+    names = {name for values in params for name in values}
+    return sorted(name for name in names if name.partition(".")[0] in SECTIONS)

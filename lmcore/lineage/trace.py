@@ -5,27 +5,34 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.errors import ArtifactError, ParameterError
-from lmcore.files import project_root, read_json
+from lmcore.files import project_root, read_json, sha256_file
 from lmcore.lineage.dvc_files import Project
-from lmcore.lineage.find_state import find_state
-from lmcore.lineage.foreign_models import describe_copy
 from lmcore.lineage.history import History
 from lmcore.lineage.lock import LOCK, PIPELINE, Pipeline, read_pipeline, read_unrecorded
 from lmcore.lineage.provenance import (
+    CARD,
+    LINEAGE,
+    MODEL,
     RAW,
+    TOKENIZER_FILE,
     Records,
+    compute_key,
     find_changed_origin,
     find_changed_sources,
+    is_lineage,
     list_origins,
+    read_card,
     read_sample,
 )
-from lmcore.lineage.runs import check_identity, compare_tracked, describe_run, read_identity
+from lmcore.lineage.remedy import Mismatch
+from lmcore.lineage.runs import check_identity, compare_tracked, describe_run, find_state, read_identity, read_key
 from lmcore.lineage.steps import State, Trace
 from lmcore.lineage.target import Target, find_target
 from lmcore.params import flatten
 from lmcore.tracking.store import find_run, read_runs
 
 NOTHING = Pipeline({}, {}, {})  # where no dvc.lock says what made what
+COPY_AGAIN = "copy the folder anew"
 
 
 def trace(name: str, *, quick: bool = False) -> Trace:
@@ -194,3 +201,47 @@ def _compare_run(found: Trace, target: Target, records: Records, root: Path) -> 
         lineage = {"run_key": key, "params": params, **identity}
     if lineage is not None:
         found.mismatches += compare_tracked(tracked, lineage)
+
+
+def describe_copy(found: Trace, place: Path, root: Path) -> None:
+    """Enter in `found` what the folder at `place`, or around it, says; the project in `root` may know its run.
+
+    Raises ArtifactError for a lineage.json that is none.
+    """
+    folder = place if place.is_dir() else place.parent
+    found.subject["path"] = str(place)
+    key: str | None = None
+    if (folder / LINEAGE).exists():
+        key = _read_lineage(found, folder)
+    elif (folder / CARD).exists() and (card := read_card(folder / CARD)):
+        found.records, key = {"card": card}, card.get("run")
+        found.notes.append("whether these weights are those that its card tells of is not known")
+    else:
+        found.notes.append(f"it has neither {LINEAGE} nor a card of lmcore's: nothing leads further back")
+    found.notes.append(f"no {LOCK} near it records this folder: traced as far as its own files say")
+    if not key:
+        return
+    found.run = {"key": key, "path": None}
+    here = root / MODEL / LINEAGE
+    if (root / LOCK).exists() and here.is_file() and read_key(here) == key:
+        found.notes.append(f"{MODEL} of this project is of the same run: lmcore trace {MODEL} goes on from there")
+    elif (root / "runs" / key).is_dir():
+        found.notes.append(f"this project has its run: lmcore trace {key} goes on from there")
+
+
+def _read_lineage(found: Trace, folder: Path) -> str:
+    """Enter what a lineage.json says, and where it contradicts itself or its tokenizer; return the key of the run."""
+    lineage = read_json(folder / LINEAGE, COPY_AGAIN)
+    if not is_lineage(lineage):
+        raise ArtifactError(f"{folder / LINEAGE} does not say what made a model: {COPY_AGAIN}")
+    key = str(lineage["run_key"])
+    model = {name: value for name, value in lineage.items() if name != "init_from"}
+    found.records = {"model": model, "origins": list_origins(lineage)}
+    if (computed := compute_key(lineage)) != key:
+        text = f"{LINEAGE} names run {key}, what it describes is {computed}"
+        found.mismatches.append(Mismatch("lineage", text, COPY_AGAIN, path=LINEAGE))
+    tokenizer = folder / TOKENIZER_FILE
+    if tokenizer.exists() and (made_by := sha256_file(tokenizer)) != lineage["tokenizer"]:
+        text = f"{TOKENIZER_FILE} is {made_by[:12]}, the model was trained with {lineage['tokenizer'][:12]}"
+        found.mismatches.append(Mismatch("tokenizer", text, COPY_AGAIN, path=TOKENIZER_FILE))
+    return key

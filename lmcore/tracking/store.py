@@ -99,13 +99,6 @@ def connect(experiment: str = EXPERIMENT) -> "MlflowClient":
     return client
 
 
-def find_experiment(client: "MlflowClient", name: str) -> str:
-    """The id of an experiment that `connect` has made sure of."""
-    experiment = client.get_experiment_by_name(name)
-    assert experiment is not None
-    return str(experiment.experiment_id)
-
-
 def read_runs() -> list[StoredRun]:
     """Every run that was not deleted, the oldest first; none where there is no store yet.
 

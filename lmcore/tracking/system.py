@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -114,17 +114,14 @@ def open_cards() -> list[Measure]:
     def divide(memory: Any) -> float:
         return float(memory.used / memory.total)
 
-    def measure(index: int, card: Any, names: list[str]) -> dict[str, float]:
-        return {f"gpu_{index}_{name}": round(queries[name](card), 1) for name in names}
-
-    def list_answered(card: Any) -> Iterator[str]:
+    def measure(index: int) -> dict[str, float]:
+        card, values = nvml.nvmlDeviceGetHandleByIndex(index), {}
         for name, query in queries.items():
             with suppress(nvml.NVMLError):  # a part of a divided card tells only some of it
-                query(card)
-                yield name
+                values[f"gpu_{index}_{name}"] = round(query(card), 1)
+        return values
 
-    cards = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-    return [partial(measure, index, card, list(list_answered(card))) for index, card in enumerate(cards)]
+    return [partial(measure, index) for index in range(nvml.nvmlDeviceGetCount())]
 
 
 def _open_torch_cards() -> list[Measure]:

@@ -5,9 +5,9 @@ import math
 import pytest
 
 from lmcore.experiments.compare import Comparison, Measured
+from lmcore.experiments.experiments import Experiment
 from lmcore.experiments.groups import compare_groups, find_differing, group_experiments, is_count
 from lmcore.experiments.significance import Sample
-from lmcore.experiments.store import Experiment
 from lmcore.experiments.table import render
 
 
