@@ -62,7 +62,7 @@ def check_weights(place: Path, contents: Mapping[str, Content]) -> Iterator[Faul
                 with safe_open(place / name, framework="numpy"):
                     pass
             except SafetensorError as error:
-                yield Fault(name, f"its header and its length do not fit: {str(error).rpartition('header: ')[2]}")
+                yield Fault(name, f"its header and its length do not fit: {str(error).partition('header: ')[2]}")
 
 
 def check_checkpoint(seal: Path, found: Content | None) -> str | None:
