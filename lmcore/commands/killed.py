@@ -29,7 +29,7 @@ DELETE_REFS = "git for-each-ref --format='delete %(refname)' refs/exps/exec refs
 
 @dataclass(frozen=True)
 class Finding:
-    """What is so; with a `remedy`, a command, what to do about it: worth a thought, or nothing goes on without it."""
+    """A fact; with a `remedy`, a command, one that is worth a thought, or without whose remedy nothing works."""
 
     text: str
     remedy: str | None = None
@@ -41,7 +41,7 @@ class Finding:
 
 
 def check_experiments(root: Path) -> Iterator[Finding]:
-    """What is wrong with the experiments of the project in `root`; nothing where git does not read it."""
+    """Yield what is wrong with the experiments of the project in `root`; nothing where git does not read it."""
     command = ["git", "rev-parse", "--git-dir"]
     if not shutil.which("git") or subprocess.run(command, cwd=root, capture_output=True, check=False).returncode:
         return

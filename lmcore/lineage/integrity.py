@@ -17,7 +17,7 @@ FILES = "files/"  # where data/raw has what its manifest lists
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one file."""
+    """A file that is not as it should be, and in what way."""
 
     file: str
     text: str
