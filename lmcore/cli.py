@@ -2,14 +2,14 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from lmcore.errors import report_errors
+from lmcore.errors import one_line, report_errors
 from lmcore.files import project_root
 
 Format = Literal["text", "markdown", "csv"]
@@ -39,8 +39,7 @@ def recipe(
     if name:
         apply_recipe(find_recipe(name, root / "recipes"), root / "params.yaml", dry_run=dry_run)
         return
-    for line in tabulate_recipes(list_recipes(root / "recipes"), read_params(root / "params.yaml")):
-        typer.echo(line)
+    _print(tabulate_recipes(list_recipes(root / "recipes"), read_params(root / "params.yaml")))
 
 
 @app.command()
@@ -49,8 +48,7 @@ def doctor() -> None:
     from lmcore.commands.doctor import examine
 
     findings = list(examine(project_root()))
-    for finding in findings:
-        typer.echo(str(finding))
+    _print(map(str, findings))
     raise typer.Exit(int(any(finding.needs_user for finding in findings)))
 
 
@@ -67,8 +65,7 @@ def tokenizers(
     """Compare two tokenizers on a text: bytes per token, round trip, speed, and the words that they cut otherwise."""
     from lmcore.commands.tokenizers import compare_tokenizers
 
-    for line in compare_tokenizers((first, second), text or project_root() / "data" / "documents" / "validation"):
-        typer.echo(line)
+    _print(compare_tokenizers((first, second), text or project_root() / "data" / "documents" / "validation"))
 
 
 ModelName = Annotated[str, typer.Argument(help="A model's folder, ours or Hugging Face's; or its name on the hub.")]
@@ -179,8 +176,7 @@ def compare(
         plot_metrics(comparison, plot, every_metric=bool(metric))
     if curves is not None:
         plot_curves(comparison, project_root(), curves)
-    for line in render(comparison, form):
-        typer.echo(line)
+    _print(render(comparison, form))
     for number, note in enumerate(comparison.notes):
         # A program reads CSV from standard output: there the notes would be rows.
         if form != "csv" and not number:
@@ -205,8 +201,7 @@ def search(
     """Search parameters with Optuna, each trial an experiment; the same command goes on. Needs the extra `search`."""
     from lmcore.experiments.search import search as run_search
 
-    for line in run_search(settings, metric, project_root(), trials=trials, jobs=jobs, name=name, seed=seed):
-        typer.echo(line)
+    _print(run_search(settings, metric, project_root(), trials=trials, jobs=jobs, name=name, seed=seed))
 
 
 @app.command()
@@ -228,10 +223,8 @@ def harness(
 
     values = read_params(project_root() / "params.yaml")
     device = choose_device(parse_section(HardwareParams, "hardware", values.get("hardware")), values)
-    for line in run_tasks(
-        find_model(model, None).folder, tasks, include=include, limit=limit, device=device, batch_size=batch_size
-    ):
-        typer.echo(line)
+    folder = find_model(model, None).folder
+    _print(run_tasks(folder, tasks, include=include, limit=limit, device=device, batch_size=batch_size))
 
 
 @app.command()
@@ -271,8 +264,7 @@ def validate(
     from lmcore.commands.validate import validate_model
 
     validation = validate_model(name, prompt)
-    for line in validation.describe():
-        typer.echo(line)
+    _print(validation.describe())
     raise typer.Exit(int(not validation.is_same))
 
 
@@ -299,7 +291,8 @@ def trace(
 
     with _keep_output(as_json):
         found = follow(what, quick=quick)
-    _print_report(report.describe_trace(found) if as_json else report.render_trace(found))
+    lines = map(one_line, report.render_trace(found))
+    _print([json.dumps(report.describe_trace(found), indent=2)] if as_json else lines)
     raise typer.Exit(int(bool(found.mismatches)))
 
 
@@ -315,7 +308,8 @@ def verify(
 
     with _keep_output(as_json):
         found = read_again(paths or (), cache=cache)
-    _print_report(report.describe_verification(found) if as_json else report.render_verification(found))
+    lines = map(one_line, report.render_verification(found))
+    _print([json.dumps(report.describe_verification(found), indent=2)] if as_json else lines)
     raise typer.Exit(int(not found.is_sound))
 
 
@@ -324,12 +318,8 @@ def _keep_output(as_json: bool) -> AbstractContextManager[object]:
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
-def _print_report(report: Mapping[str, Any] | Iterable[str]) -> None:
-    """JSON of a mapping, or lines."""
-    if isinstance(report, Mapping):
-        typer.echo(json.dumps(report, indent=2))
-        return
-    for line in report:
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
         typer.echo(line)
 
 
@@ -342,8 +332,7 @@ def register(
     """Register a run's model in MLflow under a name and an alias, and say how it is served."""
     from lmcore.tracking.registry import register_model
 
-    for line in register_model(run, name, alias, project_root() / "models" / "gpt").describe():
-        typer.echo(line)
+    _print(register_model(run, name, alias, project_root() / "models" / "gpt"))
 
 
 @app.command()

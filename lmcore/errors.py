@@ -10,9 +10,10 @@
 Our own mistakes are asserts and keep their traceback.
 """
 
+import difflib
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -52,7 +53,7 @@ def report_errors() -> Iterator[None]:
     try:
         yield
     except LmcoreError as error:
-        print(f"error: {flatten(str(error))}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted: run the same command again", file=sys.stderr)
@@ -62,10 +63,34 @@ def report_errors() -> Iterator[None]:
             raise
         place = error.filename2 or error.filename  # of a copy's two files, the one that was written
         remedy = SYSTEM_REMEDIES[error.errno]
-        print(f"error: {flatten(str(place))}: {remedy}" if place else f"error: {remedy}", file=sys.stderr)
+        print(f"error: {one_line(str(place))}: {remedy}" if place else f"error: {remedy}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
-def flatten(message: str) -> str:
-    """The message in one line: names of files may hold line ends, and codes that a terminal obeys."""
+def one_line(message: str) -> str:
+    """Return the message in one line: names of files may hold line ends, and codes that a terminal obeys."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in message)
+
+
+SIMILARITY = 0.62  # difflib's 0.6 takes `base` for a misspelt `absent`
+
+
+def nearest(word: str, known: Iterable[object]) -> str | None:
+    """Return the known name that is most like `word`; None if none is like it."""
+    return next(iter(difflib.get_close_matches(word, map(str, known), n=1, cutoff=SIMILARITY)), None)
+
+
+def suggest(word: str, known: Iterable[object], otherwise: str = "") -> str:
+    """Return ` did you mean NAME?`, to stand behind a colon or a comma.
+
+    Where no known name is like `word`, return ` OTHERWISE a, b, c` with all of them; without `otherwise`, nothing.
+    """
+    names = [str(name) for name in known]
+    if near := nearest(word, names):
+        return f" did you mean {near}?"
+    return f" {otherwise} {', '.join(names) or 'none'}" if otherwise else ""
+
+
+def list_some(names: Sequence[str], shown: int = 3) -> str:
+    """Return `a, b, c and 4 more`: the first names, and the number of the others."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown:,} more" if len(names) > shown else "")

@@ -4,7 +4,6 @@ DVC reads YAML 1.2 through ruamel.yaml: `6e-05` is a number and `no` is a string
 other way round. Reading with the same library is the only way to see the values that DVC recorded.
 """
 
-import difflib
 import functools
 import json
 import re
@@ -19,7 +18,7 @@ from pydantic_core import ErrorDetails, PydanticKnownError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from lmcore.errors import ParameterError
+from lmcore.errors import ParameterError, nearest
 
 # Pydantic's rules in a user's words; the others read well as they are: "greater than or equal to 1".
 RULES = {
@@ -119,7 +118,7 @@ def read_section(kind: type[AnySection], name: str, path: Path = Path("params.ya
     """
     values = read_params(path)
     if name not in values:
-        near = _nearest(name, values)
+        near = nearest(name, values)
         remedy = f"rename {near} to it" if near else f"write it; there are {', '.join(map(str, values))}"
         raise ParameterError(f"{path} has no section {name}: {remedy}")
     return parse_section(kind, name, values[name])
@@ -169,14 +168,14 @@ def _explain(path: str, details: Sequence[ErrorDetails], kind: type[Section]) ->
         case "extra_forbidden":
             section, _, key = path.rpartition(".")
             known = _find_section(kind, details[0]["loc"][:-1]).model_fields
-            near = _nearest(key, known)
+            near = nearest(key, known)
             remedy = f"did you mean {section}.{near}?" if near else f"known keys: {', '.join(known)}"
             return f"{_show(path, value)}: unknown key, {remedy}"
         case "value_error":  # raised by a section's own rule, which names the keys that it compared
             return str(details[0]["ctx"]["error"])
         case _:
             rules = [RULES.get(detail["type"], detail["msg"].removeprefix("Input should be ")) for detail in details]
-            near = _nearest(str(value), [choice for rule in rules for choice in re.findall("'([^']*)'", rule)])
+            near = nearest(str(value), [choice for rule in rules for choice in re.findall("'([^']*)'", rule)])
             hint = f", did you mean {near}?" if near else ""
             return f"{_show(path, value)}: must be {' or '.join(rules)}{hint}"
 
@@ -209,10 +208,6 @@ def _show(path: str, value: object) -> str:
         return f"{path} is empty"
     text = repr(value)
     return f"{path}={text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + '...'}"
-
-
-def _nearest(word: str, known: Iterable[object]) -> str | None:
-    return next(iter(difflib.get_close_matches(word, map(str, known), n=1)), None)
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:

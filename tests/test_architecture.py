@@ -16,7 +16,8 @@ FLOORS = [
     ["lmcore/download", "lmcore/hardware", "lmcore/prepare", "lmcore/tokenizer", "lmcore/tracking"],
     ["lmcore/experiments", "lmcore/model", "lmcore/tokens", "lmcore/train_tokenizer"],
     ["lmcore/encode", "lmcore/evaluate", "lmcore/export", "lmcore/generate", "lmcore/train"],
-    ["lmcore/commands", "lmcore/lineage", "lmcore/serve", "stages"],
+    ["lmcore/lineage", "lmcore/serve", "stages"],
+    ["lmcore/commands"],
     ["lmcore/cli.py"],
     ["lmcore/__main__.py"],
 ]

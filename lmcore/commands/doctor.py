@@ -1,6 +1,5 @@
 """What is so with this machine and this project, and for what is wrong the command that mends it."""
 
-import fcntl
 import json
 import platform
 import re
@@ -8,69 +7,57 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from configparser import ConfigParser
+from configparser import Error as ConfigError
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from lmcore.commands.findings import Finding
-from lmcore.commands.forecast import EXPLANATION, Forecast, forecast, measure_peak
-from lmcore.commands.killed import examine_experiments, explain_no_branch, find_killed_run
-from lmcore.commands.remotes import find_secrets
-from lmcore.download.download import find_changes
-from lmcore.encode.pretokenized import find_changed_tokens
+from lmcore.commands.forecast import EXPLANATION, forecast, measure_peak
+from lmcore.commands.killed import Finding, check_experiments, explain_no_branch, find_killed_run
 from lmcore.errors import ArtifactError, LmcoreError, ParameterError
 from lmcore.experiments.queue import read_command, require_owner
 from lmcore.files import read_json
 from lmcore.hardware.measure import available_memory, total_memory
+from lmcore.lineage.lock import LOCK, TORN
+from lmcore.lineage.provenance import find_changed_sources
 from lmcore.model.params import ModelParams
 from lmcore.params import Change, compare_values, parse_section, read_params
+from lmcore.runtime.locks import is_locked
 from lmcore.runtime.progress import show_bytes, show_count, show_duration
 from lmcore.train.params import TrainParams
 
 PACKAGES = {"torch": "torch", "DVC": "dvc", "MLflow": "mlflow"}
 MADE = ("data", "models", "reports", "runs")
 SPARE_CHECKPOINTS = 3  # beside train.keep_checkpoints: the best, the end of a constant phase, the one being written
+# Settings of DVC's remotes that are secrets (dvc/config_schema.py); names of users and of keys are none.
+SECRETS = {
+    *("account_key", "client_secret", "connection_string", "gdrive_client_secret", "oss_key_secret", "passphrase"),
+    *("password", "sas_token", "secret_access_key", "session_token", "sse_customer_key", "token"),
+}
 
 
 def examine(root: Path) -> Iterator[Finding]:
     """All findings on the project in `root`. Raises ParameterError if there is none."""
     if not (root / "dvc.yaml").exists():
         raise ParameterError(f"{root} holds no dvc.yaml: run in the project's folder")
-    yield from _find_versions()
-    try:
-        values = read_params(root / "params.yaml")
-        yield from _find_resources(root, values)
-        yield from _find_unfinished_runs(root / "runs", values)
-    except LmcoreError as error:
-        yield Finding(str(error), "edit params.yaml", needs_user=True)
-    yield from _find_changed_text(root / "data" / "raw")
-    yield from _find_changed_tokens(root / "data" / "tokens")
-    yield from _find_git_state(root)
-    if _can_ask_git(root):
-        yield from examine_experiments(root)
-    yield from _find_torn_lock(root / "dvc.lock")
-    yield from _find_dvc_lock(root)
-    yield from _find_secrets(root / ".dvc" / "config")
-    yield from _find_leftovers(root)
+    for check in (
+        check_versions,
+        check_params,
+        check_sources,
+        check_git,
+        check_experiments,
+        check_lock_file,
+        check_dvc_at_work,
+        check_secrets,
+        check_leftovers,
+    ):
+        yield from check(root)
 
 
-def _find_changed_text(raw: Path) -> Iterator[Finding]:
-    """One's own text, which DVC does not watch outside data/own, when it is no longer what the corpus was made of."""
-    if (raw / "manifest.json").exists() and (changed := find_changes(raw)):
-        names = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
-        text = f"{len(changed):,} files of your text have changed since the download stage: {names}"
-        yield Finding(text, "dvc repro --force download, then dvc repro")
-
-
-def _find_changed_tokens(folder: Path) -> Iterator[Finding]:
-    """The same for tokens that others made (encode.tokenized)."""
-    if (folder / "manifest.json").exists() and (changed := find_changed_tokens(folder)):
-        names = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
-        text = f"{len(changed):,} files of encode.tokenized have changed since the encode stage: {names}"
-        yield Finding(text, "dvc repro --force encode, then dvc repro")
-
-
-def _find_versions() -> Iterator[Finding]:
+def check_versions(_root: Path) -> Iterator[Finding]:
+    """The versions of Python and the packages that matter most."""
     found = [f"Python {platform.python_version()}"]
     for name, package in PACKAGES.items():
         try:
@@ -80,10 +67,26 @@ def _find_versions() -> Iterator[Finding]:
     yield Finding(", ".join(found))
 
 
-def _find_resources(root: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
+def check_params(root: Path) -> Iterator[Finding]:
+    """params.yaml beside this machine and beside the trainings that stopped."""
+    try:
+        values = read_params(root / "params.yaml")
+        yield from _compare_resources(root, values)
+        yield from _find_unfinished_runs(root / "runs", values)
+    except LmcoreError as error:
+        yield Finding(str(error), "edit params.yaml", needs_user=True)
+
+
+def check_sources(root: Path) -> Iterator[Finding]:
+    """Text and tokens that DVC does not watch, when they are no longer what the project was made of."""
+    for mismatch in find_changed_sources(root):
+        yield Finding(mismatch.text, mismatch.remedy)
+
+
+def _compare_resources(root: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
     """What params.yaml asks for, and the processor or card, memory, time and disk that there are for it."""
     predicted = forecast(values)
-    hardware, size = predicted.hardware, predicted.size
+    hardware, size, memory = predicted.hardware, predicted.size, predicted.memory
     compiled = "compiled" if hardware.compile else "not compiled"
     peak = measure_peak(hardware.device, hardware.precision)
     yield Finding(
@@ -95,28 +98,21 @@ def _find_resources(root: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
         f"params.yaml: {show_count(size.parameters)} parameters, {show_count(size.tokens)} tokens, about "
         f"{show_duration(predicted.seconds)} of training here (estimated: {EXPLANATION})"
     )
-    yield _judge_memory(predicted)
-    keep = parse_section(TrainParams, "train", values["train"]).keep_checkpoints
-    yield _judge_disk(shutil.disk_usage(root).free, predicted, keep)
-
-
-def _judge_memory(predicted: Forecast) -> Finding:
     if predicted.obstacle:
-        return Finding(f"memory: {predicted.obstacle}", "change params.yaml so", needs_user=True)
-    device = predicted.hardware.device
-    return Finding(
-        f"memory: a step of {predicted.hardware.micro_batch_size} sequences needs {show_bytes(predicted.memory.total)} "
-        f"(estimated), {show_bytes(available_memory(device))} of {show_bytes(total_memory(device))} are free"
-    )
-
-
-def _judge_disk(free: int, predicted: Forecast, keep: int) -> Finding:
-    shards = predicted.hardware.processes if predicted.hardware.sharding == "full" else 1
-    needed = (keep + SPARE_CHECKPOINTS) * (predicted.memory.parameters + predicted.memory.optimizer) * shards
+        yield Finding(f"memory: {predicted.obstacle}", "change params.yaml so", needs_user=True)
+    else:
+        yield Finding(
+            f"memory: a step of {hardware.micro_batch_size} sequences needs {show_bytes(memory.total)} (estimated), "
+            f"{show_bytes(available_memory(hardware.device))} of {show_bytes(total_memory(hardware.device))} are free"
+        )
+    checkpoints = parse_section(TrainParams, "train", values["train"]).keep_checkpoints + SPARE_CHECKPOINTS
+    shards = hardware.processes if hardware.sharding == "full" else 1
+    needed, free = checkpoints * (memory.parameters + memory.optimizer) * shards, shutil.disk_usage(root).free
     text = f"disk: {show_bytes(free)} free, checkpoints take up to {show_bytes(needed)}"
     if free < needed:
-        return Finding(text, "free some space, or lower train.keep_checkpoints", needs_user=True)
-    return Finding(text)
+        yield Finding(text, "free some space, or lower train.keep_checkpoints", needs_user=True)
+    else:
+        yield Finding(text)
 
 
 def _find_unfinished_runs(runs: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
@@ -131,7 +127,7 @@ def _find_unfinished_runs(runs: Path, values: Mapping[str, Any]) -> Iterator[Fin
             continue
         lock = runs / f"{folder.name}.lock"
         step = _last_checkpoint(folder)
-        if lock.exists() and _is_locked(lock):
+        if is_locked(lock):
             yield Finding(f"runs/{folder.name} is being trained by {_name_holders(lock)}, last saved at step {step}")
             continue
         remove = f"rm -r runs/{folder.name}"
@@ -170,16 +166,6 @@ def _spell_settings(change: Change) -> list[str]:
     return [f"{name}={json.dumps(change.new).strip(chr(34))}"]
 
 
-def _is_locked(path: Path) -> bool:
-    """Whether a process holds the lock; asked for a shared one, so that two doctors do not see each other."""
-    with path.open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
 def _name_holders(path: Path) -> str:
     """The processes that have the file open: the one that holds it, and those that wait for it."""
     holders = []
@@ -193,13 +179,8 @@ def _name_holders(path: Path) -> str:
     return ", ".join(holders) or "another process"
 
 
-def _can_ask_git(root: Path) -> bool:
-    """Whether git is there and reads this folder; what is wrong otherwise is said by `_find_git_state`."""
-    command = ["git", "rev-parse", "--git-dir"]
-    return bool(shutil.which("git")) and not subprocess.run(command, cwd=root, capture_output=True).returncode
-
-
-def _find_git_state(root: Path) -> Iterator[Finding]:
+def check_git(root: Path) -> Iterator[Finding]:
+    """The state of the git repository, and what a killed `dvc exp run` has left in it."""
     if not shutil.which("git"):
         yield Finding("git is not installed, and DVC needs it", "install git", needs_user=True)
         return
@@ -229,18 +210,18 @@ def _find_git_state(root: Path) -> Iterator[Finding]:
         yield Finding(f"git: nothing differs from commit {commit}")
 
 
-def _find_torn_lock(path: Path) -> Iterator[Finding]:
+def check_lock_file(root: Path) -> Iterator[Finding]:
     """DVC writes dvc.lock in place: a kill -9 or a power cut at that moment leaves it empty or cut off."""
+    path = root / LOCK
     try:
         whole = not path.exists() or "schema" in read_params(path)
     except ParameterError:
         whole = False
     if not whole:
-        remedy = f"git checkout {path.name}, then dvc repro, which has what was done from DVC's cache"
-        yield Finding(f"{path.name} is damaged, and DVC will not start", remedy, needs_user=True)
+        yield Finding(f"{LOCK} is damaged, and DVC will not start", TORN, needs_user=True)
 
 
-def _find_dvc_lock(root: Path) -> Iterator[Finding]:
+def check_dvc_at_work(root: Path) -> Iterator[Finding]:
     """Who works through DVC. What a killed one left behind counts again when another process gets its number."""
     path = root / ".dvc" / "tmp" / "rwlock"
     remove = f"rm {path.relative_to(root)}"
@@ -264,21 +245,31 @@ def _find_dvc_lock(root: Path) -> Iterator[Finding]:
             yield Finding(text, remove, needs_user=True)
 
 
-def _find_secrets(config: Path) -> Iterator[Finding]:
-    """Passwords that `dvc remote modify` without --local has put where git keeps them."""
+def check_secrets(root: Path) -> Iterator[Finding]:
+    """Passwords that `dvc remote modify` without --local has put into .dvc/config, which git keeps."""
+    parser = ConfigParser(interpolation=None, strict=False)
     try:
-        secrets = find_secrets(config)
-    except ArtifactError as error:
-        yield Finding(f".dvc/{error}", "git checkout .dvc/config", needs_user=True)
+        parser.read(root / ".dvc" / "config", encoding="utf-8")
+    except (ConfigError, UnicodeDecodeError) as error:
+        text = f".dvc/config is damaged: {error}".splitlines()[0]
+        yield Finding(text, "git checkout .dvc/config", needs_user=True)
         return
-    for remote, key in secrets:
-        text = f".dvc/config, which git has, holds a secret of the remote {remote}: {key}"
-        keep = f"dvc remote modify --local {remote} {'password' if key == 'url' else key} VALUE"
-        drop = f"dvc remote modify {remote} url URL" if key == "url" else f"dvc remote modify --unset {remote} {key}"
-        yield Finding(text, f"{drop}; {keep}; a new secret if this one was pushed", needs_user=True)
+    for section in parser.sections():
+        kind, _, quoted = section.strip("'").partition(" ")
+        remote = quoted.strip('"')
+        for key, value in parser[section].items() if kind == "remote" else ():
+            if key in SECRETS:
+                drop = f"dvc remote modify --unset {remote} {key}"
+            elif key == "url" and urlsplit(value).password:
+                drop = f"dvc remote modify {remote} url URL"
+            else:
+                continue
+            text = f".dvc/config, which git has, holds a secret of the remote {remote}: {key}"
+            keep = f"dvc remote modify --local {remote} {'password' if key == 'url' else key} VALUE"
+            yield Finding(text, f"{drop}; {keep}; a new secret if this one was pushed", needs_user=True)
 
 
-def _find_leftovers(root: Path) -> Iterator[Finding]:
+def check_leftovers(root: Path) -> Iterator[Finding]:
     """`.NAME.partial-PID`, where killed processes were writing NAME; whoever writes NAME next removes them."""
     pattern = ".*.partial-*"
     for place in sorted([*root.glob(pattern), *(path for name in MADE for path in (root / name).rglob(pattern))]):

@@ -1,12 +1,14 @@
 """What killed `dvc exp run` and queue workers, or a reboot, have left behind, and the commands that mend it."""
 
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from lmcore.commands.findings import Finding
 from lmcore.errors import ArtifactError
 from lmcore.experiments.queue import (
     EXPERIMENTS,
@@ -25,8 +27,24 @@ RUN_REFS = ("refs/exps/exec/EXEC_MERGE", "refs/exps/exec/EXEC_BASELINE", "refs/e
 DELETE_REFS = "git for-each-ref --format='delete %(refname)' refs/exps/exec refs/exps/stash | git update-ref --stdin"
 
 
-def examine_experiments(root: Path) -> Iterator[Finding]:
-    """What is wrong with the experiments of the project in `root`, once an experiment has run there."""
+@dataclass(frozen=True)
+class Finding:
+    """A fact; with a `remedy`, a command, one that is worth a thought, or without whose remedy nothing works."""
+
+    text: str
+    remedy: str | None = None
+    needs_user: bool = False
+
+    def __str__(self) -> str:
+        label = "MEND" if self.needs_user else "note" if self.remedy else "ok"
+        return f"{label:4}  {self.text}" + (f"  =>  {self.remedy}" if self.remedy else "")
+
+
+def check_experiments(root: Path) -> Iterator[Finding]:
+    """Yield what is wrong with the experiments of the project in `root`; nothing where git does not read it."""
+    command = ["git", "rev-parse", "--git-dir"]
+    if not shutil.which("git") or subprocess.run(command, cwd=root, capture_output=True, check=False).returncode:
+        return
     if run_git(root, "rev-parse", "--is-shallow-repository") == "true":
         text = "git: a shallow clone, where `dvc exp run --temp` and the queue run experiments and record none"
         yield Finding(text, "git fetch --unshallow")

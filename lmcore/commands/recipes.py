@@ -1,6 +1,5 @@
 """Recipes: differences from the default parameters, for whole situations, and the cost of each on this machine."""
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from lmcore.commands.edit_params import rewrite_file
 from lmcore.commands.forecast import EXPLANATION, forecast, measure_size
 from lmcore.download.params import DownloadParams
 from lmcore.encode.params import EncodeParams
-from lmcore.errors import ArtifactError, LmcoreError, ParameterError
+from lmcore.errors import ArtifactError, LmcoreError, ParameterError, suggest
 from lmcore.evaluate.params import EvaluateParams
 from lmcore.export.params import ExportParams
 from lmcore.generate.params import SampleParams
@@ -72,10 +71,9 @@ def find_recipe(name: str, folder: Path) -> Recipe:
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     if not path.is_file():
         known = sorted(path.stem for path in folder.glob("*.yaml"))
-        near = difflib.get_close_matches(path.stem.lower(), known, n=1, cutoff=0.7)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = suggest(path.stem.lower(), known)
         raise ParameterError(
-            f"recipe {name!r}: {hint}must be one of {', '.join(known)}, or a file of your own that ends with .yaml"
+            f"recipe {name!r}:{hint} must be one of {', '.join(known)}, or a file of your own that ends with .yaml"
         )
     return read_recipe(path)
 
@@ -86,9 +84,8 @@ def read_recipe(path: Path) -> Recipe:
     stated = read_params(path) if re.search(rb"^[^#\s]", content, re.MULTILINE) else {}  # comments alone
     for section, changed in stated.items():
         if section not in SECTIONS:
-            near = difflib.get_close_matches(str(section), SECTIONS, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"known sections: {', '.join(SECTIONS)}"
-            raise ParameterError(f"{path}: {section}: unknown section, {remedy}")
+            remedy = suggest(str(section), SECTIONS, "known sections:")
+            raise ParameterError(f"{path}: {section}: unknown section,{remedy}")
         if not isinstance(changed, dict):
             raise ParameterError(f"{path}: {section}: must be a section with some of its keys, or {{}}")
     comment = re.match("# *(.*)", content.decode("utf-8"))

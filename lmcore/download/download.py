@@ -1,6 +1,5 @@
 """Where the text comes from: the catalogue, addresses, and one's own files, as published, together and listed."""
 
-import difflib
 import re
 import shutil
 from collections import Counter
@@ -16,7 +15,7 @@ from lmcore.download.local import copy_files, find_own
 from lmcore.download.params import FILE_NAME_CHARACTERS, DownloadParams, _short_name
 from lmcore.download.stores import list_files
 from lmcore.download.web import WebFile, is_web_address
-from lmcore.errors import DataError, LmcoreError, ParameterError
+from lmcore.errors import DataError, LmcoreError, ParameterError, suggest
 from lmcore.files import project_root, read_json, sha256_file, write_folder, write_json
 from lmcore.runtime.progress import say
 
@@ -98,8 +97,8 @@ def _gather_own(name: str, key: str) -> Gathered:
     try:
         root, paths = find_own(name, key)
     except ParameterError as error:
-        if key != "download.path" and (near := difflib.get_close_matches(name, CATALOG, n=1)):
-            raise ParameterError(f"{error}; did you mean {near[0]}? known sources: {', '.join(CATALOG)}") from None
+        if key != "download.path" and (hint := suggest(name, CATALOG)):
+            raise ParameterError(f"{error};{hint} known sources: {', '.join(CATALOG)}") from None
         raise
     return Gathered(_describe(name, None) | {"url": None, "path": name}, root, paths)
 

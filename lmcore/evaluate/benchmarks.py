@@ -1,6 +1,5 @@
 """The catalogue of benchmarks, and the files of these and of the user's own."""
 
-import difflib
 import re
 import shutil
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from lmcore.download.fetch import RemoteFile, fetch_files
 from lmcore.download.web import WebFile
-from lmcore.errors import ParameterError
+from lmcore.errors import ParameterError, suggest
 from lmcore.evaluate.benchmark_formats import ARC, HELLASWAG, LAMBADA, PIQA, PLAIN, RecordFormat
 from lmcore.files import named_path, project_root, sha256_file
 
@@ -98,10 +97,8 @@ def check_suites(suites: Sequence[str]) -> None:
     names: dict[str, str] = {}
     for at, entry in enumerate(suites):
         if entry not in BENCHMARKS and Path(entry).suffix not in {".jsonl", ".parquet"}:
-            near = difflib.get_close_matches(entry, BENCHMARKS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
             known = f"a .jsonl or .parquet file, or one of {', '.join(BENCHMARKS)}"
-            raise ValueError(f"evaluate.suites[{at}]={entry!r}: {hint}must be {known}")
+            raise ValueError(f"evaluate.suites[{at}]={entry!r}:{suggest(entry, BENCHMARKS)} must be {known}")
         name = _name(entry)
         if name in names:
             raise ValueError(f"evaluate.suites: {names[name]} and {entry} would both be called {name!r}: rename one")

@@ -1,12 +1,11 @@
 """Experiments side by side: which parameters differ, what was measured, and which difference is more than chance."""
 
-import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmcore.errors import DataError, ParameterError
+from lmcore.errors import DataError, ParameterError, list_some, suggest
 from lmcore.experiments.experiments import MAKE_SOME, Experiment, find_experiments
 from lmcore.experiments.groups import Group, compare_groups, find_differing, group_experiments, is_count, list_metrics
 from lmcore.experiments.significance import Difference
@@ -51,18 +50,18 @@ class Comparison:
         single = [group.name for group in self.groups if len(group.members) == 1]
         if compared and single and len(self.groups) > 1:
             yield (
-                f"one seed of {_list_some(single)}: nothing can be said about significance there; "
+                f"one seed of {list_some(single, 5)}: nothing can be said about significance there; "
                 f"`dvc exp run --queue -S train.seed=1,2,3` with the same parameters makes more"
             )
         for group in self.groups:
             if group.repeated:
-                names = _list_some([experiment.name for experiment in group.repeated])
+                names = list_some([experiment.name for experiment in group.repeated], 5)
                 yield f"not counted, because their seed is in the group of {group.name} already: {names}"
         for metric in self.metrics:
             members = [member for group in self.groups for member in group.members]
             diverged = [one.name for one in members if not math.isfinite(one.metrics.get(metric.name, 0.0))]
             if diverged:
-                yield f"{metric.name} is no finite number in {_list_some(diverged)}: not counted there"
+                yield f"{metric.name} is no finite number in {list_some(diverged, 5)}: not counted there"
         if self.unfinished:
             told = [f"{experiment.name} ({experiment.status})" for experiment in self.unfinished]
             yield f"not finished, and not counted: {', '.join(told)}"
@@ -108,10 +107,12 @@ def choose_metrics(asked: Sequence[str], experiments: Iterable[Experiment]) -> l
     known = list_metrics(experiments)
     for name in asked:
         if name not in known:
-            raise ParameterError(f"--metric {name}: no experiment has it, {_suggest(name, known)}")
+            raise ParameterError(f"--metric {name}: no experiment has it,{suggest(name, known, 'there are')}")
     chosen = list(dict.fromkeys(asked)) or [name for name in METRICS if name in known]
     if not chosen:
-        raise DataError(f"no experiment has {' or '.join(METRICS)}: name others by --metric, {_suggest('', known)}")
+        raise DataError(
+            f"no experiment has {' or '.join(METRICS)}: name others by --metric,{suggest('', known, 'there are')}"
+        )
     return chosen
 
 
@@ -127,7 +128,8 @@ def _sort_groups(groups: Iterable[Group], sort: str, params: Sequence[str], metr
     """The groups by a column, those without a value last. Raises ParameterError for a column that there is not."""
     name = sort.removeprefix("-")
     if name not in (*params, *metrics):
-        raise ParameterError(f"--sort {sort}: the table has no such column, {_suggest(name, [*params, *metrics])}")
+        hint = suggest(name, [*params, *metrics], "there are")
+        raise ParameterError(f"--sort {sort}: the table has no such column,{hint}")
 
     def value(group: Group) -> float | str | None:
         if name in metrics:
@@ -145,14 +147,3 @@ def rank(value: object) -> tuple[bool, float, str]:
         return False, float(str(value)), ""
     except ValueError:
         return True, 0.0, str(value)
-
-
-def _suggest(name: str, known: Sequence[str]) -> str:
-    ending = [word for word in known if word.endswith(f".{name}")]
-    near = ending or difflib.get_close_matches(name, known, n=3)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'none'}"
-
-
-def _list_some(names: Sequence[str], shown: int = 5) -> str:
-    """`a, b and 3 more`."""
-    return ", ".join(names) if len(names) <= shown else f"{', '.join(names[:shown])} and {len(names) - shown} more"

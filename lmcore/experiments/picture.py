@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lmcore.errors import DataError, ParameterError
 from lmcore.experiments.compare import Comparison, rank
+from lmcore.experiments.experiments import read_file
 from lmcore.experiments.groups import Group
-from lmcore.experiments.store import read_file
 from lmcore.plots import Series, draw_curves, draw_metrics
 
 CURVE = "reports/plots/training.csv"
@@ -24,16 +24,14 @@ def plot_metrics(comparison: Comparison, out: Path, *, every_metric: bool) -> No
     """
     _check_format("--plot", out)
     axis, parting = _choose_parameters(comparison)
-    values = [comparison.param(group, axis) for group in comparison.groups]
-    is_word = any(rank(value)[0] for value in values)
-    numbers = [] if is_word else [float(value) for value in values]
+    numbers = _read_numbers(comparison, axis)
     names = [metric.name for metric in comparison.metrics if metric.differences is not None]
     names = names or [metric.name for metric in comparison.metrics]
     draw_metrics(
         {name: _gather(comparison, name, axis, parting) for name in names[: None if every_metric else 1]},
         axis,
         out,
-        logarithmic=not is_word
+        logarithmic=numbers is not None
         and min(numbers) > 0
         and (axis.endswith("learning_rate") or max(numbers) / min(numbers) >= LOGARITHMIC_RATIO),
     )
@@ -78,17 +76,23 @@ def _choose_parameters(comparison: Comparison) -> tuple[str, str | None]:
 
     def worth(name: str) -> tuple[int, bool]:
         values = {comparison.param(group, name) for group in comparison.groups}
-        return len(values), not any(rank(value)[0] for value in values)
+        return len(values), _read_numbers(comparison, name) is not None
 
     axis, *parting = sorted(params, key=worth, reverse=True)
     return axis, parting[0] if parting else None
+
+
+def _read_numbers(comparison: Comparison, name: str) -> list[float] | None:
+    """The values of a parameter in the groups; None if one of them is no number."""
+    ranks = [rank(comparison.param(group, name)) for group in comparison.groups]
+    return None if any(is_word for is_word, *_ in ranks) else [number for _, number, _ in ranks]
 
 
 def _gather(comparison: Comparison, metric: str, axis: str, parting: str | None) -> list[Series]:
     """The metric's values by the axis's places, a series for each value of the parameter that parts them."""
     shown = [name for name in (parting, axis) if name]
     groups = sorted(comparison.groups, key=lambda group: [rank(comparison.param(group, name)) for name in shown])
-    is_word = any(rank(comparison.param(group, axis))[0] for group in groups)
+    is_word = _read_numbers(comparison, axis) is None
     series: dict[str, dict[float | str, Sequence[float]]] = {}
     for group in groups:
         value = comparison.param(group, axis)

@@ -112,12 +112,17 @@ def run_dvc(root: Path, *arguments: str, threads: int | None = None) -> str:
 
 def run_git(root: Path, *arguments: str) -> str:
     """What git prints; nothing where it fails. Raises ArtifactError where there is none."""
+    return (read_git(root, *arguments) or b"").decode("utf-8", "surrogateescape").strip()
+
+
+def read_git(root: Path, *arguments: str) -> bytes | None:
+    """Return what git prints as it is, None where it fails. Raises ArtifactError where there is no git."""
     try:
-        result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+        result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False)
     except FileNotFoundError:
-        raise ArtifactError("git is not installed, and DVC keeps experiments in it: install git") from None
-    require_owner(result.stderr)
-    return result.stdout.strip()
+        raise ArtifactError("git is not installed, and commits and experiments are in it: install git") from None
+    require_owner(result.stderr.decode("utf-8", "replace"))
+    return None if result.returncode else result.stdout
 
 
 def require_owner(complaint: str) -> None:

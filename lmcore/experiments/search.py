@@ -1,17 +1,17 @@
 """A search for the parameters that give the smallest metric: Optuna asks, experiments in DVC's queue answer."""
 
-import difflib
 import json
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmcore.errors import ArtifactError, DataError, LmcoreError, ParameterError
+from lmcore.errors import ArtifactError, DataError, LmcoreError, ParameterError, suggest
+from lmcore.experiments.experiments import read_file
 from lmcore.experiments.queue import (
     Attempt,
     count_workers,
@@ -21,7 +21,6 @@ from lmcore.experiments.queue import (
     run_git,
     start_workers,
 )
-from lmcore.experiments.store import read_file
 from lmcore.files import derive_seed, read_json
 from lmcore.params import flatten, read_params
 from lmcore.runtime.locks import hold
@@ -84,16 +83,17 @@ def read_question(settings: Sequence[str], metric: str, root: Path) -> Question:
     stage, _, measured = metric.partition(".")
     if stage not in stages or not measured:
         raise ParameterError(
-            f"--metric {metric}: must be STAGE.NAME as evaluate.bits_per_byte, {_suggest(stage, stages)}"
+            f"--metric {metric}: must be STAGE.NAME as evaluate.bits_per_byte,{suggest(stage, stages, 'there are')}"
         )
     path = root / "reports" / "metrics" / f"{stage}.json"
     if path.exists() and measured not in (there := flatten(read_json(path, f"dvc repro {stage}"))):
-        raise ParameterError(f"--metric {metric}: {stage} measures no such thing, {_suggest(measured, there)}")
+        hint = suggest(measured, there, "there are")
+        raise ParameterError(f"--metric {metric}: {stage} measures no such thing,{hint}")
     space, fixed = {}, []
     for setting in settings:
         name, _, value = setting.partition("=")
         if name not in known:
-            raise ParameterError(f"-S {setting}: params.yaml has no {name}, {_suggest(name, known)}")
+            raise ParameterError(f"-S {setting}: params.yaml has no {name},{suggest(name, known)}")
         if match := SPACE.fullmatch(value.replace(" ", "")):
             space[name] = _read_distribution(setting, match[1], [part for part in match[2].split(",") if part])
         else:
@@ -213,7 +213,8 @@ class _Search:
             return None
         if (value := self._read_metric(name)) is not None and math.isfinite(value):
             self.study.tell(trial, value)
-            return f"{self.question.metric} {value:.6g}" + (" (the best so far)" * (self.study.best_value == value))
+            best = " (the best so far)" if self.study.best_value == value else ""
+            return f"{self.question.metric} {value:.6g}{best}"
         if attempt.state == "lost":
             time.sleep(LOOK_SECONDS)  # its worker may be between two steps
             if find_attempt(self.root, name).state != "lost":
@@ -247,9 +248,8 @@ class _Search:
             return None
         metrics = flatten(json.loads(text))
         if self.measured not in metrics:
-            raise ParameterError(
-                f"--metric {self.question.metric}: {name} has none, {_suggest(self.measured, metrics)}"
-            )
+            hint = suggest(self.measured, metrics, "there are")
+            raise ParameterError(f"--metric {self.question.metric}: {name} has none,{hint}")
         return float(metrics[self.measured])
 
     def _describe(self, trial: Any) -> str:
@@ -258,8 +258,3 @@ class _Search:
             for name, value in trial.params.items()
         )
         return f"{trial.user_attrs['experiment']} ({values})"
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=3)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"

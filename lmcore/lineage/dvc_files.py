@@ -153,15 +153,22 @@ class Project:
         return "same" if self.hash(entry.path) == entry.md5 else "changed"
 
     def cached(self, md5: str) -> Path | None:
-        """The place of an object in DVC's cache; None if there is no cache."""
-        return None if self.cache is None else self.cache / md5[:2] / md5[2:]
+        """The place of an object in DVC's cache; None if the cache lacks it."""
+        place = None if self.cache is None else self.cache / md5[:2] / md5[2:]
+        return place if place is not None and place.is_file() else None
+
+    def find_damaged(self, objects: Iterable[str]) -> tuple[dict[str, Path], list[str]]:
+        """Return the places of those objects that DVC's cache has, and those that are not what their names say."""
+        places = {md5: place for md5 in objects if (place := self.cached(md5)) is not None}
+        contents = self.read_all(places.values(), "read DVC's cache")
+        return places, [md5 for md5, place in places.items() if contents[place].md5 != md5.removesuffix(".dir")]
 
     def list_recorded(self, entry: Entry) -> dict[str, str] | None:
         """The MD5s of a folder's files as they were recorded; None where neither the cache nor the disk knows them."""
         if not entry.is_folder:
             return {".": entry.md5}
         place = self.cached(entry.md5)
-        if place is not None and place.is_file() and read_content(place).md5 == entry.md5.removesuffix(".dir"):
+        if place is not None and read_content(place).md5 == entry.md5.removesuffix(".dir"):
             return {str(file["relpath"]): str(file["md5"]) for file in json.loads(place.read_bytes())}
         if self.hash(entry.path) == entry.md5:
             return {name: content.md5 for name, content in self.contents(entry.path).items()}

@@ -3,18 +3,18 @@
 import hashlib
 import io
 import re
-import subprocess
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from lmcore.errors import ArtifactError
-from lmcore.experiments.queue import require_owner
-from lmcore.experiments.store import REFERENCE
+from lmcore.experiments.experiments import list_references
+from lmcore.experiments.queue import read_git, run_git
 from lmcore.lineage.dvc_files import Project, hash_folder
 from lmcore.lineage.lock import CODE_FOLDERS, LOCK, PARAMS, PIPELINE, Entry, LockedStage, Pipeline, parse_pipeline
+
+FORMAT = "--format=%H%x00%as%x00%s"  # of git log: the fields of a commit
 
 
 @dataclass(frozen=True)
@@ -39,29 +39,24 @@ class History:
 
     def find_commit(self, name: str) -> Commit | None:
         """The DVC experiment or the commit of this name; of several experiments, one made from the current commit."""
-        homes = [
-            (match[1] + match[2], reference)
-            for reference in self._ask("for-each-ref", "--format=%(refname)", "refs/exps").split("\n")
-            if (match := REFERENCE.fullmatch(reference)) and match[3] == name
-        ]
-        if homes:
-            head = self._ask("rev-parse", "HEAD").strip()
-            _, reference = min(homes, key=lambda home: home[0] != head)
-            return self._describe(reference, name, name)
-        return self._describe(name, name, None)
+        homes = [(home, reference) for known, home, reference in list_references(self.root) if known == name]
+        if not homes:
+            return self._describe(name, name, None)
+        head = run_git(self.root, "rev-parse", "HEAD")
+        _, reference = min(homes, key=lambda home: home[0] != head)
+        return self._describe(reference, name, name)
 
     def list_experiments(self) -> Iterator[Commit]:
         """All that DVC has."""
-        for reference in self._ask("for-each-ref", "--format=%(refname)", "refs/exps").split("\n"):
-            if match := REFERENCE.fullmatch(reference):
-                commit = self._describe(reference, match[3], match[3])
-                assert commit is not None
-                yield commit
+        for name, _, reference in list_references(self.root):
+            commit = self._describe(reference, name, name)
+            assert commit is not None
+            yield commit
 
     def list_commits(self, since: str = "HEAD") -> Iterator[Commit]:
         """Those that changed dvc.lock, the newest first."""
-        for line in filter(None, self._ask("log", "--format=%H %as %s", since, "--", f"./{LOCK}").split("\n")):
-            identity, date, subject = line.split(" ", 2)
+        for line in filter(None, run_git(self.root, "log", FORMAT, since, "--", f"./{LOCK}").split("\n")):
+            identity, date, subject = line.split("\0")
             yield Commit(identity, date, subject, identity[:9])
 
     def _read_pipeline(self, commit: Commit) -> Pipeline:
@@ -100,45 +95,32 @@ class History:
     @property
     def exists(self) -> bool:
         """Whether there is a repository with a commit."""
-        return bool(self._ask("rev-parse", "--verify", "--quiet", "HEAD"))
+        return bool(run_git(self.root, "rev-parse", "--verify", "--quiet", "HEAD"))
 
     def _describe(self, revision: str, name: str, experiment: str | None) -> Commit | None:
-        line = self._ask("log", "-1", "--format=%H %as %s", "--end-of-options", f"{revision}^{{commit}}", "--")
+        line = run_git(self.root, "log", "-1", FORMAT, "--end-of-options", f"{revision}^{{commit}}", "--")
         if not line:
             return None
-        identity, date, subject = line.rstrip("\n").split(" ", 2)
+        identity, date, subject = line.split("\0")
         return Commit(identity, date, subject, name, experiment)
 
     def _read_file(self, commit: str, path: str) -> bytes | None:
-        result = self._run("cat-file", "blob", f"{commit}:./{path}")
-        return None if result.returncode else result.stdout
+        return read_git(self.root, "cat-file", "blob", f"{commit}:./{path}")
 
     def _hash_committed_code(self, commit: str) -> dict[str, str]:
         """The MD5s of the code in a commit, by path."""
-        present = set(self._ask("ls-tree", "--name-only", commit).split("\n"))
+        present = run_git(self.root, "ls-tree", "--name-only", commit).splitlines()
         folders = [name for name in CODE_FOLDERS if name in present]
         if not folders:
             return {}
-        archive = self._run("archive", "--format=tar", commit, "--", *folders).stdout
+        archive = read_git(self.root, "archive", "--format=tar", commit, "--", *folders)
+        assert archive is not None
         with tarfile.open(fileobj=io.BytesIO(archive)) as files:
             return {
                 member.name: hashlib.md5(content.read(), usedforsecurity=False).hexdigest()
                 for member in files
                 if (content := files.extractfile(member)) is not None
             }
-
-    def _ask(self, *arguments: str) -> str:
-        """What git prints; nothing where it fails."""
-        result = self._run(*arguments)
-        return "" if result.returncode else result.stdout.decode("utf-8", "surrogateescape")
-
-    def _run(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-        try:
-            result = subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, check=False)
-        except FileNotFoundError:
-            raise ArtifactError("git is not installed, and commits are in it: install git") from None
-        require_owner(result.stderr.decode("utf-8", "replace"))
-        return result
 
 
 def _hash_entry(entry: Entry, files: Mapping[str, str], project: Project) -> str | None:

@@ -1,6 +1,5 @@
 """dvc.lock and dvc.yaml as a graph of stages: what each read and made, with the hashes that DVC recorded."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lmcore.errors import ArtifactError, ParameterError
-from lmcore.params import Change, compare_values, flatten, read_params
+from lmcore.params import Change, compare_values, flatten, parse_params
 
 LOCK, PIPELINE, PARAMS = "dvc.lock", "dvc.yaml", "params.yaml"
 CODE_FOLDERS = ("lmcore", "stages")
@@ -114,7 +113,8 @@ class Pipeline:
 
     def find_changed_params(self, stage: LockedStage) -> list[Change]:
         """The parameters of a stage that params.yaml has otherwise than when the stage ran."""
-        present = flatten({key: _look_up(self.params, key) for key in stage.recorded_params})
+        keys = tuple(f"{key}." for key in stage.recorded_params)
+        present = {name: value for name, value in flatten(self.params).items() if f"{name}.".startswith(keys)}
         names = stage.params.keys() | present.keys()
         changes = compare_values({"": stage.params}, {"": {name: present.get(name) for name in sorted(names)}})
         return [change for change in changes if change.old is not None or change.new is not None]
@@ -122,18 +122,19 @@ class Pipeline:
 
 def read_pipeline(root: Path) -> Pipeline:
     """The working tree's. Raises ArtifactError where dvc.lock is missing or torn, ParameterError for the others."""
-    if not (root / LOCK).exists():
+    files = _read_files(root)
+    if LOCK not in files:
         raise ArtifactError(f"{root / LOCK} does not exist, and it records what made what: run dvc repro")
-    return _assemble(_read_files(root, LOCK, PIPELINE, PARAMS))
+    return _assemble(files)
 
 
 def read_unrecorded(root: Path) -> Pipeline:
     """The working tree's without its dvc.lock, which is missing or torn: no stage has run. Raises ParameterError."""
-    return _assemble({**_read_files(root, PIPELINE, PARAMS), LOCK: b"schema: '2.0'\n"})
+    return _assemble({**_read_files(root), LOCK: b"schema: '2.0'\n"})
 
 
-def _read_files(root: Path, *names: str) -> dict[str, bytes]:
-    return {name: (root / name).read_bytes() for name in names if (root / name).exists()}
+def _read_files(root: Path) -> dict[str, bytes]:
+    return {name: (root / name).read_bytes() for name in (LOCK, PIPELINE, PARAMS) if (root / name).exists()}
 
 
 def parse_pipeline(files: Mapping[str, bytes], told: str) -> Pipeline:
@@ -162,15 +163,12 @@ def _assemble(files: Mapping[str, bytes], told: str = "") -> Pipeline:
 
 def _parse(content: bytes, name: str) -> dict[str, Any]:
     """The YAML as DVC reads it. Raises ArtifactError for dvc.lock, ParameterError for what a person writes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "file.yaml")
-        path.write_bytes(content)
-        try:
-            return read_params(path)
-        except ParameterError as error:
-            if name.endswith(LOCK):
-                raise ArtifactError(f"{name} is damaged: {TORN}") from None
-            raise ParameterError(str(error).replace(str(path), name)) from None
+    try:
+        return parse_params(content, name)
+    except ParameterError:
+        if not name.endswith(LOCK):
+            raise
+        raise ArtifactError(f"{name} is damaged: {TORN}") from None
 
 
 def _read_locked(name: str, record: Mapping[str, Any]) -> LockedStage:
@@ -192,11 +190,3 @@ def _read_described(record: Mapping[str, Any]) -> DescribedStage:
             path, options = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
             outputs[path] = (options or {}).get("cache", True)
     return DescribedStage(record.get("desc", ""), record["cmd"], frozenset(record.get("deps", ())), outputs)
-
-
-def _look_up(values: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted name; an empty section where there is none."""
-    value: Any = values
-    for part in key.split("."):
-        value = value.get(part, {}) if isinstance(value, Mapping) else {}
-    return value

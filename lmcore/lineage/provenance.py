@@ -10,9 +10,10 @@ from typing import Any
 
 from lmcore.download.download import find_changes
 from lmcore.encode.pretokenized import find_changed_tokens
-from lmcore.errors import ArtifactError, LmcoreError
+from lmcore.errors import ArtifactError, LmcoreError, list_some
 from lmcore.experiments.experiments import describe_params
-from lmcore.files import derive_seed, fingerprint, named_path, read_json, sha256_file
+from lmcore.files import derive_seed, fingerprint, named_path, read_json
+from lmcore.lineage.dvc_files import Project
 from lmcore.lineage.lock import Pipeline
 from lmcore.lineage.remedy import Mismatch, make_again
 from lmcore.params import flatten
@@ -22,6 +23,7 @@ RAW, TOKENS, TOKENIZER, MODEL, EXPORT = "data/raw", "data/tokens", "models/token
 MANIFEST, LINEAGE, TOKENIZER_FILE, WEIGHTS, CARD = (
     *("manifest.json", "lineage.json", "tokenizer.json", "model.safetensors", "README.md"),
 )
+KEY_CHARACTERS = 16
 NOT_IDENTITY = {"run_key", "params", "metrics"}  # of lineage.json's entries, those that are no fingerprint
 
 Find = Callable[[str, str], Path | None]  # an artefact's file, by the artefact's path and the file's place in it
@@ -31,6 +33,7 @@ Find = Callable[[str, str], Path | None]  # an artefact's file, by the artefact'
 class Records:
     """The records of one state of the project; None for what cannot be found, or cannot be read."""
 
+    project: Project  # which knows the checksums of what it has read
     find: Find
 
     @cached_property
@@ -71,55 +74,38 @@ class Records:
 
     def find_contradictions(self, pipeline: Pipeline) -> Iterator[Mismatch]:
         """What one artefact says of another that the other is not."""
-        yield from self._compare_tokens()
-        if self.model is not None:
-            yield from self._compare_model(self.model)
-            yield from self._compare_params(self.model, pipeline)
-            yield from self._compare_card(self.model)
+        for kind, stage, path, told, noted, other, found in self._list_claims():
+            if noted and found and noted != found:
+                text = f"{path} {told} {shorten(noted)}, {other} is {shorten(found)}"
+                yield Mismatch(kind, text, make_again(stage), stage, path)
+        if self.model is not None and "train" in pipeline.stages:
+            noted_params = describe_params(flatten(self.model["params"]))
+            if words := tell_differing(noted_params, describe_params(pipeline.stages["train"].params)):
+                text = f"{MODEL}/{LINEAGE} has other parameters than dvc.lock ({words})"
+                yield Mismatch("lineage", text, make_again("train"), "train", MODEL)
 
-    def _compare_tokens(self) -> Iterator[Mismatch]:
-        made_by = (self.tokens or {}).get("tokenizer")
-        if made_by and self.tokenizer and made_by != self.tokenizer:
-            text = f"{TOKENS} were made by tokenizer {made_by[:12]}, {TOKENIZER} is {self.tokenizer[:12]}"
-            yield Mismatch("tokenizer", text, make_again("encode"), "encode", TOKENS)
+    def _list_claims(self) -> Iterator[tuple[str, str, str, str, str | None, str, str | None]]:
+        """Yield what artefacts note of others.
 
-    def _compare_model(self, lineage: Mapping[str, Any]) -> Iterator[Mismatch]:
-        again = make_again("train")
-        for split, noted in lineage["tokens"].items():
-            found = (self.token_fingerprints or {}).get(split)
-            if found is not None and found != noted:
-                text = f"{MODEL} was trained with {split} tokens {noted[:12]}, {TOKENS} has {found[:12]}"
-                yield Mismatch("tokens", text, again, "train", MODEL)
-        noted = lineage["tokenizer"]
-        for path in (TOKENIZER, MODEL):
-            found = self._hash(path, TOKENIZER_FILE)
-            if found is not None and found != noted:
-                text = f"{MODEL} was trained with tokenizer {noted[:12]}, {path}/{TOKENIZER_FILE} is {found[:12]}"
-                yield Mismatch("tokenizer", text, again, "train", MODEL)
-        key = compute_key(lineage)
-        if key != lineage.get("run_key"):
-            text = f"{MODEL}/{LINEAGE} names run {lineage.get('run_key')}, and its own parameters and text make {key}"
-            yield Mismatch("lineage", text, again, "train", MODEL)
-
-    def _compare_params(self, lineage: Mapping[str, Any], pipeline: Pipeline) -> Iterator[Mismatch]:
-        if "train" not in pipeline.stages:
+        In each: the kind of mismatch, the stage to run again, the artefact, its claim in words, the fingerprint noted,
+        and the other artefact with its fingerprint; None for a fingerprint that is not known.
+        """
+        tokens, lineage = self.tokens or {}, self.model
+        yield "tokenizer", "encode", TOKENS, "was made by tokenizer", tokens.get("tokenizer"), TOKENIZER, self.tokenizer
+        if lineage is None:
             return
-        noted, recorded = (
-            describe_params(values) for values in (flatten(lineage["params"]), pipeline.stages["train"].params)
-        )
-        different = [name for name in noted if name in recorded and noted[name] != recorded[name]]
-        if different:
-            told = ", ".join(f"{name} {noted[name]} not {recorded[name]}" for name in different[:3])
-            text = f"{MODEL}/{LINEAGE} has other parameters than dvc.lock ({told})"
-            yield Mismatch("lineage", text, make_again("train"), "train", MODEL)
-
-    def _compare_card(self, lineage: Mapping[str, Any]) -> Iterator[Mismatch]:
-        wanted = {"run": lineage.get("run_key"), "trained weights": self._hash(MODEL, WEIGHTS)}
-        for name, value in wanted.items():
-            noted = self.card.get(name)
-            if value is not None and noted is not None and noted != value:
-                text = f"{EXPORT} is of {name} {noted[:12]}, {MODEL} of {value[:12]}"
-                yield Mismatch("export", text, make_again("export"), "export", EXPORT)
+        key, fingerprints = lineage["run_key"], self.token_fingerprints or {}
+        for split, noted in lineage["tokens"].items():
+            yield "tokens", "train", MODEL, f"was trained with {split} tokens", noted, TOKENS, fingerprints.get(split)
+        for place in (TOKENIZER, MODEL):
+            found = self._hash(place, TOKENIZER_FILE)
+            told = "was trained with tokenizer"
+            yield "tokenizer", "train", MODEL, told, lineage["tokenizer"], f"{place}/{TOKENIZER_FILE}", found
+        other = f"what its {LINEAGE} describes"
+        yield "lineage", "train", MODEL, "names run", key, other, compute_key(lineage)
+        yield "export", "export", EXPORT, "is of run", self.card.get("run"), MODEL, key
+        if noted := self.card.get("trained weights"):
+            yield "export", "export", EXPORT, "is of weights", noted, MODEL, self._hash(MODEL, WEIGHTS)
 
     def _read(self, path: str, name: str) -> dict[str, Any] | None:
         found = self.find(path, name)
@@ -131,7 +117,7 @@ class Records:
 
     def _hash(self, path: str, name: str) -> str | None:
         found = self.find(path, name)
-        return None if found is None else sha256_file(found)
+        return None if found is None else self.project.read_all([found], "read")[found].sha256
 
 
 def is_lineage(values: object) -> bool:
@@ -141,6 +127,17 @@ def is_lineage(values: object) -> bool:
         and all(isinstance(values.get(name), dict) for name in ("params", "tokens"))
         and all(isinstance(values.get(name), str) for name in ("run_key", "tokenizer"))
     )
+
+
+def shorten(fingerprint: str) -> str:
+    """Return the beginning of a SHA-256; the key of a run, which is short, as a whole."""
+    return fingerprint if len(fingerprint) <= KEY_CHARACTERS else fingerprint[:12]
+
+
+def tell_differing(found: Mapping[str, str], expected: Mapping[str, str]) -> str:
+    """Return the parameters of `found` that are others in `expected`, as `train.seed 9 not 1`."""
+    names = [name for name in found if name in expected and found[name] != expected[name]]
+    return list_some([f"{name} {found[name]} not {expected[name]}" for name in names])
 
 
 def compute_key(lineage: Mapping[str, Any]) -> str:
@@ -171,8 +168,7 @@ def find_changed_sources(root: Path) -> Iterator[Mismatch]:
         except (LmcoreError, LookupError, TypeError, AttributeError):  # of a damaged manifest, which is said elsewhere
             continue
         if changed:
-            names = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
-            text = f"{len(changed):,} {kind} changed since {stage}: {names}"
+            text = f"{len(changed):,} {kind} changed since {stage}: {list_some(changed)}"
             yield Mismatch("source", text, f"dvc repro --force {stage}, then dvc repro", stage, place)
 
 
@@ -196,7 +192,7 @@ def read_card(path: Path) -> dict[str, str]:
     """What a model card of ours names under `Lineage`, without the marks of code."""
     text = path.read_text(encoding="utf-8", errors="replace").partition("\n## Lineage\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (.+?) \| `?(.+?)`? \|$", text, re.M)
-    return {name: value for name, value in rows if name not in ("made from",)}
+    return {name: value for name, value in rows if name != "made from"}
 
 
 def read_sample(path: Path, line: int, params: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mismatch]]:

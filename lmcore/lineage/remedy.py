@@ -30,23 +30,6 @@ def make_again(stage: str) -> str:
     return f"dvc repro --force --single-item {stage}, then dvc repro"
 
 
-def find_bad_objects(project: Project, entry: Entry) -> tuple[list[str], list[str]]:
-    """The objects of an output that DVC's cache lacks, and those that are not what their names say, both by MD5.
-
-    Where the list of a folder's files is lacking or damaged, it alone is known.
-    """
-    objects = [entry.md5] if entry.is_folder else []
-    recorded = project.list_recorded(entry)
-    if recorded is None:
-        place = project.cached(entry.md5)
-        return ([], objects) if place is not None and place.is_file() else (objects, [])
-    objects += dict.fromkeys(recorded.values())
-    places = {md5: place for md5 in objects if (place := project.cached(md5)) is not None and place.is_file()}
-    contents = project.read_all(places.values(), "read DVC's cache")
-    damaged = [md5 for md5, place in places.items() if contents[place].md5 != md5.removesuffix(".dir")]
-    return [md5 for md5 in objects if md5 not in places], damaged
-
-
 def restore(project: Project, history: History, pipeline: Pipeline, stage: str, entry: Entry) -> str:
     """The command that brings back an output as it was recorded, from where there is a sound copy of it.
 
@@ -60,15 +43,14 @@ def restore(project: Project, history: History, pipeline: Pipeline, stage: str, 
         head = history.find_commit("HEAD")
         kept = head is not None and history.hash_file(head, entry.path) == entry.md5
         return f"git checkout HEAD -- {path}" if kept else f"{remove}dvc repro {stage}"
-    bad = find_bad_objects(project, entry)
-    if bad == ([], []):
+    # Where the list of a folder's files is lacking or damaged, it alone is known.
+    objects = dict.fromkeys([entry.md5, *(project.list_recorded(entry) or {}).values()])
+    places, damaged = project.find_damaged(objects)
+    if len(places) == len(objects) and not damaged:
         return f"{remove}dvc checkout {path}"
-    damaged = "".join(f" {show_object(project, md5)}" for md5 in bad[1])
     if damaged:
-        remove = f"rm -r -f {path}{damaged} && "
-    if project.has_remote:
-        return f"{remove}dvc pull {path}"
-    return f"{remove}dvc repro {stage}"
+        remove = f"rm -r -f {' '.join([path, *(show_object(project, md5) for md5 in damaged)])} && "
+    return f"{remove}dvc pull {path}" if project.has_remote else f"{remove}dvc repro {stage}"
 
 
 def show_object(project: Project, md5: str) -> str:

@@ -6,11 +6,10 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
-from lmcore.errors import flatten as make_printable
 from lmcore.lineage.history import Commit
-from lmcore.lineage.steps import Part, Step
-from lmcore.lineage.trace import Trace
+from lmcore.lineage.steps import Part, Step, Trace
 from lmcore.lineage.verify import DAMAGED, Verification
+from lmcore.runtime.progress import show_bytes
 
 FORMAT = 1  # of the JSON: keys may be added; a change of what is there gets another number
 WIDTH = 116
@@ -19,7 +18,6 @@ SHOWN_FILES = 3
 SHOWN_FAULTS = 5
 SHOWN_CHARACTERS = 160  # of a sample's text
 STATES = {"same": "", "changed": "CHANGED", "missing": "MISSING"}
-UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def describe_trace(trace: Trace) -> dict[str, Any]:
@@ -29,10 +27,6 @@ def describe_trace(trace: Trace) -> dict[str, Any]:
 
 def render_trace(trace: Trace) -> Iterator[str]:
     """Its lines."""
-    yield from map(make_printable, _render(trace))
-
-
-def _render(trace: Trace) -> Iterator[str]:
     yield trace.asked + (f"  (commit {_show_commit(trace.commit)})" if trace.commit else "")
     yield from _indent(_render_subject(trace.subject), "   ")
     if trace.kind in ("run", "copy"):
@@ -65,10 +59,6 @@ def describe_verification(found: Verification) -> dict[str, Any]:
 
 def render_verification(found: Verification) -> Iterator[str]:
     """Its lines."""
-    yield from map(make_printable, _render_verification(found))
-
-
-def _render_verification(found: Verification) -> Iterator[str]:
     width = max((len(artefact.path) for artefact in found.artefacts), default=0)
     for artefact in found.artefacts:
         label = artefact.state.upper() if artefact.state == DAMAGED else artefact.state
@@ -176,14 +166,6 @@ def _count_files(count: int) -> str:
     return f"{count:,} file{'' if count == 1 else 's'}"
 
 
-def show_bytes(count: float) -> str:
-    """1234567 -> `1.2 MB`."""
-    for size, unit in UNITS:
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count:,.0f} B"
-
-
 def _show(value: object) -> str:
     text = str(value)
     return text if len(text) <= WIDTH // 2 else text[: WIDTH // 2] + "..."
@@ -198,10 +180,16 @@ def _label(label: str, text: str) -> str:
     return f"{label:{LABEL}}{text}"
 
 
-def _wrap(label: str, text: str) -> Iterator[str]:
-    lines = textwrap.wrap(text, WIDTH - LABEL - 3, break_long_words=False, break_on_hyphens=False)
-    for number, line in enumerate(lines):
-        yield _label(label if number == 0 else "", line)
+def _wrap(label: str, text: str) -> list[str]:
+    first = _label(label, "")
+    return textwrap.wrap(
+        text,
+        WIDTH - 3,
+        initial_indent=first,
+        subsequent_indent=" " * LABEL,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _indent(lines: Iterable[str], margin: str) -> Iterator[str]:

@@ -1,11 +1,10 @@
 """What `lmcore trace` was asked for: a file of the project, a run, an experiment, a commit, a copied model."""
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmcore.errors import ParameterError
+from lmcore.errors import ParameterError, suggest
 from lmcore.lineage.dvc_files import list_places
 from lmcore.lineage.history import Commit, History
 from lmcore.lineage.lock import LOCK, Pipeline
@@ -55,7 +54,11 @@ def find_target(name: str, root: Path, pipeline: Pipeline | None, history: Histo
     tracked = find_run(name, read_runs())
     if tracked is not None:
         return Target("run", key=tracked.run_key or None, tracked=tracked)
-    raise ParameterError(_explain_unknown(name, pipeline))
+    hint = suggest(name, () if pipeline is None else pipeline.outputs)
+    raise ParameterError(
+        f"{name}:{hint} no file, run, experiment, commit or MLflow run is called so (`dvc exp list --all`, `ls runs` "
+        f"and `lmcore compare mlflow:lmcore` name some)"
+    )
 
 
 def _find_path(name: str, part: str | None, root: Path, pipeline: Pipeline | None) -> Target | None:
@@ -79,12 +82,8 @@ def _find_stages(path: str, pipeline: Pipeline) -> tuple[str, ...]:
     """The stage that made `path`; of a folder above several outputs, all of theirs."""
     if (found := pipeline.find_output(path)) is not None:
         return (found[0].name,)
-    inside = [name for name, stage in pipeline.stages.items() for entry in stage.outputs if _is_below(entry.path, path)]
-    return tuple(dict.fromkeys(inside))
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return folder == "." or path.startswith(f"{folder}/")
+    stages = pipeline.stages.items()
+    return tuple(name for name, stage in stages if any(Path(each.path).is_relative_to(path) for each in stage.outputs))
 
 
 def _judge_stranger(name: str, place: Path, root: Path, pipeline: Pipeline | None) -> Target:
@@ -98,22 +97,11 @@ def _judge_stranger(name: str, place: Path, root: Path, pipeline: Pipeline | Non
     users = [
         stage
         for stage in pipeline.stages.values()
-        for path in paths
-        if any(entry.holds(path) for entry in stage.inputs)
+        if any(entry.holds(path) for entry in stage.inputs for path in paths)
     ]
     if users:
         made = users[0].outputs[0].path if users[0].outputs else users[0].name
-        names = ", ".join(dict.fromkeys(stage.name for stage in users))
+        names = ", ".join(stage.name for stage in users)
         raise ParameterError(f"{name}: no stage made it, and {names} read it: trace what they made, as {made}")
     made = ", ".join(pipeline.outputs)
     raise ParameterError(f"{name}: no stage made it, and it is no model's folder; the pipeline made {made}")
-
-
-def _explain_unknown(name: str, pipeline: Pipeline | None) -> str:
-    known = [] if pipeline is None else list(pipeline.outputs)
-    near = difflib.get_close_matches(name, known, n=2)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return (
-        f"{name}: {hint}no file, run, experiment, commit or MLflow run is called so (`dvc exp list --all`, `ls runs` "
-        f"and `lmcore compare mlflow:lmcore` name some)"
-    )

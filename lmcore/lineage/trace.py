@@ -1,63 +1,38 @@
 """From a result back to the bytes: the stages, what each read, and what no longer matches."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lmcore.errors import ArtifactError, ParameterError
-from lmcore.files import project_root, read_json
+from lmcore.files import project_root, read_json, sha256_file
 from lmcore.lineage.dvc_files import Project
-from lmcore.lineage.find_state import find_state
-from lmcore.lineage.foreign_models import describe_copy
-from lmcore.lineage.history import Commit, History
+from lmcore.lineage.history import History
 from lmcore.lineage.lock import LOCK, PIPELINE, Pipeline, read_pipeline, read_unrecorded
 from lmcore.lineage.provenance import (
+    CARD,
+    LINEAGE,
+    MODEL,
     RAW,
+    TOKENIZER_FILE,
     Records,
+    compute_key,
     find_changed_origin,
     find_changed_sources,
+    is_lineage,
     list_origins,
+    read_card,
     read_sample,
 )
 from lmcore.lineage.remedy import Mismatch
-from lmcore.lineage.runs import check_identity, compare_tracked, describe_run, read_identity
-from lmcore.lineage.steps import State, Step
+from lmcore.lineage.runs import check_identity, compare_tracked, describe_run, find_state, read_identity, read_key
+from lmcore.lineage.steps import State, Trace
 from lmcore.lineage.target import Target, find_target
 from lmcore.params import flatten
 from lmcore.tracking.store import find_run, read_runs
 
 NOTHING = Pipeline({}, {}, {})  # where no dvc.lock says what made what
-
-
-@dataclass(frozen=True)
-class Trace:
-    """A result's way: `steps` from it to the bytes, each before those that it was made from.
-
-    `commit` is None for the working tree's state. `subject` is what is known of the very thing asked for (a sample, a
-    file of the corpus, metrics); `notes` say what could not be known.
-    """
-
-    asked: str
-    kind: str
-    quick: bool
-    commit: Commit | None
-    subject: Mapping[str, Any]
-    steps: list[Step]
-    records: Mapping[str, Any]
-    run: Mapping[str, Any] | None
-    notes: list[str]
-    mismatches: list[Mismatch]
-
-
-@dataclass
-class Findings:
-    """What comes up on the way."""
-
-    subject: dict[str, Any] = field(default_factory=dict)
-    run: dict[str, Any] | None = None
-    notes: list[str] = field(default_factory=list)
-    mismatches: list[Mismatch] = field(default_factory=list)
+COPY_AGAIN = "copy the folder anew"
 
 
 def trace(name: str, *, quick: bool = False) -> Trace:
@@ -69,25 +44,24 @@ def trace(name: str, *, quick: bool = False) -> Trace:
     history = History(root)
     present = read_pipeline(root) if (root / LOCK).exists() else None
     target = find_target(name, root, present, history)
+    found = Trace(name, target.kind, quick)
     if target.kind == "copy":
-        copy = describe_copy(Path(target.path), root)
-        run = {"key": copy.key, "path": None} if copy.key else None
-        subject = {"path": target.path}
-        return Trace(name, "copy", quick, None, subject, [], copy.records, run, copy.notes, copy.mismatches)
-    findings = Findings()
-    state, stages = _open_state(target, Project(root), history, present or read_unrecorded(root), findings, quick=quick)
-    steps = _walk(state, stages, findings)
-    records = _open_records(state, {step.stage for step in steps})
-    _compare_records(state, records, steps, findings)
+        describe_copy(found, Path(target.path), root)
+        return found
+    state, stages = _open_state(found, target, Project(root), history, present or read_unrecorded(root))
+    found.commit = state.commit
+    _walk(found, state, stages)
+    made = {step.stage for step in found.steps}
+    records = _open_records(state, made)
+    _compare_records(found, state, records, made)
     if target.kind == "artefact":
-        _describe_artefact(target, state, records, findings)
+        _describe_artefact(found, target, state, records)
     elif target.kind == "run":
-        _compare_run(target, records, root, findings)
+        _compare_run(found, target, records, root)
     elif target.commit is not None:
-        findings.subject |= {"commit": target.commit.id, "experiment": target.commit.experiment}
-    told = describe_records(records, {step.stage for step in steps})
-    notes, mismatches = findings.notes, findings.mismatches
-    return Trace(name, target.kind, quick, state.commit, findings.subject, steps, told, findings.run, notes, mismatches)
+        found.subject |= {"commit": target.commit.id, "experiment": target.commit.experiment}
+    found.records = describe_records(records, made)
+    return found
 
 
 def find_root(name: str) -> Path:
@@ -101,7 +75,7 @@ def find_root(name: str) -> Path:
 
 
 def _open_state(
-    target: Target, project: Project, history: History, present: Pipeline, findings: Findings, *, quick: bool
+    found: Trace, target: Target, project: Project, history: History, present: Pipeline
 ) -> tuple[State, tuple[str, ...]]:
     """The state of the project that the target belongs to, and the stages to begin from; none if that is not known."""
     pipeline, commit, stages = present, target.commit, target.stages
@@ -109,30 +83,24 @@ def _open_state(
         pipeline = history.read_pipeline(commit)
         stages = tuple(pipeline.stages)
     elif target.kind == "run" and target.key is None:
-        findings.notes.append(
-            "this run has no key of lmcore's: another program made it, and nothing leads further back"
-        )
+        found.notes.append("this run has no key of lmcore's: another program made it, and nothing leads further back")
     elif target.kind == "run" and target.key is not None:
-        found = find_state(target.key, target.tracked, project, history, present)
-        pipeline, commit = found.pipeline or NOTHING, found.commit
-        stages = ("train",) if found.pipeline else ()
-        findings.notes += [found.note] if found.note else []
-        findings.mismatches += [found.mismatch] if found.mismatch else []
-    return State(project, history, pipeline, present, commit, quick), stages
+        origin = find_state(found, target.key, target.tracked, project, history, present)
+        pipeline, commit = origin or (NOTHING, None)
+        stages = ("train",) if origin else ()
+    return State(project, history, pipeline, present, commit, found.quick), stages
 
 
-def _walk(state: State, names: tuple[str, ...], findings: Findings) -> list[Step]:
+def _walk(found: Trace, state: State, names: tuple[str, ...]) -> None:
     stages = state.pipeline.walk_back(*names)
     state.read(stages)
-    steps = []
     for stage in stages:
         step = state.build_step(stage)
-        steps.append(step)
-        findings.mismatches += state.find_mismatches(stage, step)
+        found.steps.append(step)
+        found.mismatches += state.find_mismatches(stage, step)
     if not state.history.exists:
-        findings.notes.append("there is no git repository here, or no commit: who recorded what is not known")
-        findings.mismatches = [mismatch for mismatch in findings.mismatches if mismatch.kind != "uncommitted"]
-    return steps
+        found.notes.append("there is no git repository here, or no commit: who recorded what is not known")
+        found.mismatches = [mismatch for mismatch in found.mismatches if mismatch.kind != "uncommitted"]
 
 
 def _open_records(state: State, stages: set[str]) -> Records:
@@ -148,37 +116,35 @@ def _open_records(state: State, stages: set[str]) -> Records:
             return place if place.is_file() else None
         return project.find_recorded(outputs[path], name) if path in outputs else None
 
-    return Records(find)
+    return Records(project, find)
 
 
-def _compare_records(state: State, records: Records, steps: list[Step], findings: Findings) -> None:
+def _compare_records(found: Trace, state: State, records: Records, stages: set[str]) -> None:
     contradictions = records.find_contradictions(state.pipeline)
-    findings.mismatches += [replace(found, remedy=state.again(found.remedy)) for found in contradictions]
-    if state.commit is None and steps:
-        stages = {step.stage for step in steps}
-        changed = find_changed_sources(state.project.root)
-        findings.mismatches += [mismatch for mismatch in changed if mismatch.stage in stages]
-        if records.model is not None:
-            findings.mismatches += find_changed_origin(state.pipeline, records.model)
-    if records.model is not None and (key := records.model.get("run_key")):
-        findings.run = describe_run(state.project.root, str(key))
-        if findings.run["path"]:
-            findings.mismatches += check_identity(state.project.root, str(key))
+    found.mismatches += [replace(each, remedy=state.again(each.remedy)) for each in contradictions]
+    lineage, root = records.model, state.project.root
+    if state.commit is None and stages:
+        found.mismatches += [mismatch for mismatch in find_changed_sources(root) if mismatch.stage in stages]
+        if lineage is not None:
+            found.mismatches += find_changed_origin(state.pipeline, lineage)
+    if lineage is not None:
+        found.run = describe_run(root, lineage["run_key"])
+        if found.run["path"]:
+            found.mismatches += check_identity(root, lineage["run_key"])
 
 
 def describe_records(records: Records, stages: set[str]) -> dict[str, Any]:
     """Corpus, tokenizer, tokens, model and its origins in short, of what there is."""
     told: dict[str, Any] = {}
     if records.corpus is not None and "download" in stages:
-        told["corpus"] = {"sources": records.corpus.get("sources", []), "files": records.corpus.get("files", [])}
+        told["corpus"] = {"sources": records.corpus["sources"], "files": records.corpus["files"]}
     if records.tokenizer is not None:
         told["tokenizer"] = {"sha256": records.tokenizer}
     if records.tokens is not None:
-        splits = records.tokens.get("splits", {})
         told["tokens"] = {
             "tokenizer": records.tokens.get("tokenizer"),
             "fingerprints": records.token_fingerprints,
-            "counts": {split: entry.get("tokens") for split, entry in splits.items()},
+            "counts": {split: entry.get("tokens") for split, entry in records.tokens["splits"].items()},
             "tokenized": records.tokens.get("tokenized"),
         }
     if records.model is not None:
@@ -188,44 +154,40 @@ def describe_records(records: Records, stages: set[str]) -> dict[str, Any]:
     return told
 
 
-def _describe_artefact(target: Target, state: State, records: Records, findings: Findings) -> None:
+def _describe_artefact(found: Trace, target: Target, state: State, records: Records) -> None:
     """What is known of the very file: a sample, a file of the corpus, metrics. Raises ParameterError for no part."""
-    place = state.project.root / target.path
-    findings.subject["path"] = target.path
-    if target.path.endswith(".jsonl") and target.part is not None:
-        if not target.part.isdigit():
-            raise ParameterError(f"{target.path}:{target.part}: name a line by its number, as {target.path}:1")
+    place, path, part = state.project.root / target.path, target.path, target.part
+    found.subject["path"] = path
+    if path.endswith(".jsonl") and part is not None:
+        if not part.isdigit():
+            raise ParameterError(f"{path}:{part}: name a line by its number, as {path}:1")
         if not place.is_file():
-            raise ArtifactError(f"{target.path} is not there: dvc checkout {target.path}, or dvc repro")
+            raise ArtifactError(f"{path} is not there: dvc checkout {path}, or dvc repro")
         stage = state.pipeline.stages[target.stages[0]]
-        sample, mismatches = read_sample(place, int(target.part), stage.params)
-        findings.subject["sample"] = sample
-        findings.mismatches += mismatches
-    elif place.suffix == ".json" and target.path.startswith("reports/metrics/") and place.is_file():
+        found.subject["sample"], mismatches = read_sample(place, int(part), stage.params)
+        found.mismatches += mismatches
+    elif place.suffix == ".json" and path.startswith("reports/metrics/") and place.is_file():
         values = flatten(read_json(place, "dvc repro"))
-        if target.part is not None:
-            if target.part not in values:
-                raise ParameterError(f"{target.path} has no {target.part}; it has {', '.join(values)}")
-            values = {target.part: values[target.part]}
-        findings.subject["metrics"] = values
-    elif target.part is not None:
-        raise ParameterError(f"{target.path}:{target.part}: only samples and metrics have parts")
-    elif target.path.startswith(f"{RAW}/files/") and records.corpus is not None:
-        name = target.path.removeprefix(f"{RAW}/files/")
-        listed = [entry for entry in records.corpus.get("files", []) if entry.get("path") == name]
-        if listed:
-            findings.subject["file"] = listed[0]
+        if part is not None and part not in values:
+            raise ParameterError(f"{path} has no {part}; it has {', '.join(values)}")
+        found.subject["metrics"] = values if part is None else {part: values[part]}
+    elif part is not None:
+        raise ParameterError(f"{path}:{part}: only samples and metrics have parts")
+    elif path.startswith(f"{RAW}/files/") and records.corpus is not None:
+        name = path.removeprefix(f"{RAW}/files/")
+        if listed := [entry for entry in records.corpus["files"] if entry.get("path") == name]:
+            found.subject["file"] = listed[0]
 
 
-def _compare_run(target: Target, records: Records, root: Path, findings: Findings) -> None:
+def _compare_run(found: Trace, target: Target, records: Records, root: Path) -> None:
     """What MLflow says of the run beside what the model says, or runs/KEY where the model is gone."""
     key = target.key
-    findings.run = findings.run or (describe_run(root, key) if key else {"key": None, "path": None})
-    tracked = target.tracked or find_run(str(findings.run.get("mlflow_run") or key or ""), read_runs())
+    found.run = found.run or (describe_run(root, key) if key else {"key": None, "path": None})
+    tracked = target.tracked or find_run(str(found.run.get("mlflow_run") or key or ""), read_runs())
     if tracked is None:
-        findings.notes.append("MLflow has no run of this key")
+        found.notes.append("MLflow has no run of this key")
         return
-    findings.run["mlflow"] = {
+    found.run["mlflow"] = {
         "run_id": tracked.run_id,
         "name": tracked.name,
         "status": tracked.status,
@@ -235,8 +197,51 @@ def _compare_run(target: Target, records: Records, root: Path, findings: Finding
     }
     lineage = records.model
     if lineage is None and key is not None and (identity := read_identity(root, key)) is not None:
-        fingerprints = {name: value for name, value in identity.items() if name not in ("model", "train")}
-        params = {name: identity[name] for name in ("model", "train") if name in identity}
-        lineage = {"run_key": key, "params": params, **fingerprints}
+        params = {name: identity.pop(name) for name in ("model", "train") if name in identity}
+        lineage = {"run_key": key, "params": params, **identity}
     if lineage is not None:
-        findings.mismatches += compare_tracked(tracked, lineage)
+        found.mismatches += compare_tracked(tracked, lineage)
+
+
+def describe_copy(found: Trace, place: Path, root: Path) -> None:
+    """Enter in `found` what the folder at `place`, or around it, says; the project in `root` may know its run.
+
+    Raises ArtifactError for a lineage.json that is none.
+    """
+    folder = place if place.is_dir() else place.parent
+    found.subject["path"] = str(place)
+    key: str | None = None
+    if (folder / LINEAGE).exists():
+        key = _read_lineage(found, folder)
+    elif (folder / CARD).exists() and (card := read_card(folder / CARD)):
+        found.records, key = {"card": card}, card.get("run")
+        found.notes.append("whether these weights are those that its card tells of is not known")
+    else:
+        found.notes.append(f"it has neither {LINEAGE} nor a card of lmcore's: nothing leads further back")
+    found.notes.append(f"no {LOCK} near it records this folder: traced as far as its own files say")
+    if not key:
+        return
+    found.run = {"key": key, "path": None}
+    here = root / MODEL / LINEAGE
+    if (root / LOCK).exists() and here.is_file() and read_key(here) == key:
+        found.notes.append(f"{MODEL} of this project is of the same run: lmcore trace {MODEL} goes on from there")
+    elif (root / "runs" / key).is_dir():
+        found.notes.append(f"this project has its run: lmcore trace {key} goes on from there")
+
+
+def _read_lineage(found: Trace, folder: Path) -> str:
+    """Enter what a lineage.json says, and where it contradicts itself or its tokenizer; return the key of the run."""
+    lineage = read_json(folder / LINEAGE, COPY_AGAIN)
+    if not is_lineage(lineage):
+        raise ArtifactError(f"{folder / LINEAGE} does not say what made a model: {COPY_AGAIN}")
+    key = str(lineage["run_key"])
+    model = {name: value for name, value in lineage.items() if name != "init_from"}
+    found.records = {"model": model, "origins": list_origins(lineage)}
+    if (computed := compute_key(lineage)) != key:
+        text = f"{LINEAGE} names run {key}, what it describes is {computed}"
+        found.mismatches.append(Mismatch("lineage", text, COPY_AGAIN, path=LINEAGE))
+    tokenizer = folder / TOKENIZER_FILE
+    if tokenizer.exists() and (made_by := sha256_file(tokenizer)) != lineage["tokenizer"]:
+        text = f"{TOKENIZER_FILE} is {made_by[:12]}, the model was trained with {lineage['tokenizer'][:12]}"
+        found.mismatches.append(Mismatch("tokenizer", text, COPY_AGAIN, path=TOKENIZER_FILE))
+    return key

@@ -2,15 +2,16 @@
 
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import project_root
 from lmcore.lineage.dvc_files import Content, Project, list_places
 from lmcore.lineage.history import History
-from lmcore.lineage.integrity import check_checkpoint, check_manifest, check_weights
+from lmcore.lineage.integrity import Fault, check_checkpoint, check_manifest, check_weights
 from lmcore.lineage.lock import LOCK, PIPELINE, TORN, Entry, Pipeline, read_pipeline, read_unrecorded
 from lmcore.lineage.provenance import MANIFEST, Records
 from lmcore.lineage.remedy import Mismatch, make_again, restore, show_object
@@ -18,14 +19,7 @@ from lmcore.lineage.runs import check_identity
 
 OK, MISSING, DAMAGED, UNRECORDED = "ok", "missing", "damaged", "unrecorded"
 CHECKPOINTS = "checkpoints/step-*.safetensors"  # in runs/KEY
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with one file."""
-
-    file: str
-    text: str
+Restore = Callable[[str, Entry], str]  # the command that brings the output of a stage back
 
 
 @dataclass(frozen=True)
@@ -43,19 +37,6 @@ class Artefact:
     bytes: int
     faults: tuple[Fault, ...] = ()
     remedy: str | None = None
-
-
-@dataclass(frozen=True)
-class Present:
-    """The working tree and what brings its parts back."""
-
-    project: Project
-    history: History
-    pipeline: Pipeline
-
-    def restore(self, stage: str, entry: Entry) -> str:
-        """The command that brings an output back."""
-        return restore(self.project, self.history, self.pipeline, stage, entry)
 
 
 @dataclass(frozen=True)
@@ -85,20 +66,20 @@ def verify(paths: Sequence[str] = (), *, cache: bool = False) -> Verification:
         raise ParameterError(f"{root} holds no {PIPELINE}: run in the project's folder")
     pipeline, artefacts = _read_lock(root)
     project = Project(root)
-    present = Present(project, History(root), pipeline)
     outputs, runs = _list_outputs(pipeline), sorted(path for path in (root / "runs").glob("*") if path.is_dir())
     chosen = _choose(paths, root, [*outputs, *(f"runs/{run.name}" for run in runs)])
     outputs = {path: found for path, found in outputs.items() if path in chosen}
     runs = [run for run in runs if f"runs/{run.name}" in chosen]
     project.read(outputs, "verify")
     checkpoints = project.read_all([path for run in runs for path in run.glob(CHECKPOINTS)], "verify the checkpoints")
-    artefacts += [_verify_output(path, entry, stage, present) for path, (stage, entry) in outputs.items()]
+    bring_back = partial(restore, project, History(root), pipeline)
+    artefacts += [_verify_output(path, entry, stage, project, bring_back) for path, (stage, entry) in outputs.items()]
     artefacts += [_verify_run(run, checkpoints) for run in runs]
     if cache:
         artefacts.append(_verify_cache(project, outputs, artefacts))
     return Verification(
         artefacts,
-        _find_contradictions(root, pipeline, outputs, artefacts),
+        _find_contradictions(project, pipeline, outputs, artefacts),
         sum(artefact.files for artefact in artefacts),
         project.bytes_read,
         time.monotonic() - started,
@@ -106,16 +87,16 @@ def verify(paths: Sequence[str] = (), *, cache: bool = False) -> Verification:
 
 
 def _find_contradictions(
-    root: Path, pipeline: Pipeline, outputs: Iterable[str], artefacts: Iterable[Artefact]
+    project: Project, pipeline: Pipeline, outputs: Iterable[str], artefacts: Iterable[Artefact]
 ) -> list[Mismatch]:
     """Where what was written says another thing than what was written elsewhere; what is damaged explains itself."""
     sound = {artefact.path for artefact in artefacts if artefact.state in (OK, UNRECORDED)}.intersection(outputs)
 
     def find(path: str, name: str) -> Path | None:
-        place = root / path / name
+        place = project.root / path / name
         return place if path in sound and place.is_file() else None
 
-    return list(Records(find).find_contradictions(pipeline))
+    return list(Records(project, find).find_contradictions(pipeline))
 
 
 def _read_lock(root: Path) -> tuple[Pipeline, list[Artefact]]:
@@ -160,27 +141,25 @@ def _choose(paths: Sequence[str], root: Path, known: Iterable[str]) -> list[str]
     return [path for path in known if path in chosen]
 
 
-def _verify_output(path: str, entry: Entry | None, stage: str, present: Present) -> Artefact:
+def _verify_output(path: str, entry: Entry | None, stage: str, project: Project, bring_back: Restore) -> Artefact:
     """One output beside what dvc.lock and its own manifest say."""
-    project = present.project
     contents = project.contents(path)
     files, size = len(contents), sum(content.bytes for content in contents.values())
     place = project.root / path
     if not contents and not place.is_dir():
-        remedy = f"dvc repro {stage}" if entry is None else present.restore(stage, entry)
+        remedy = f"dvc repro {stage}" if entry is None else bring_back(stage, entry)
         return Artefact(path, stage, MISSING, 0, 0, remedy=remedy)
     faults = [Fault(name, content.error) for name, content in contents.items() if content.error]
     if entry is not None and project.hash(path) != entry.md5:
         faults += _compare(entry, contents, project)
     differs = bool(faults)
-    faulty = {fault.file for fault in faults}
-    for file, text in (*check_manifest(path, place, contents), *check_weights(place, contents)):
-        if file not in faulty:  # one word on a file is enough
-            faults.append(Fault(file, text))
+    faulty = {fault.file for fault in faults}  # one word on a file is enough
+    promises = (*check_manifest(path, place, contents), *check_weights(place, contents))
+    faults += [fault for fault in promises if fault.file not in faulty]
     if not faults:
         state = OK if entry is not None or (place / MANIFEST).exists() else UNRECORDED
         return Artefact(path, stage, state, files, size)
-    remedy = present.restore(stage, entry) if entry is not None and differs else make_again(stage)
+    remedy = bring_back(stage, entry) if entry is not None and differs else make_again(stage)
     return Artefact(path, stage, DAMAGED, files, size, tuple(faults), remedy)
 
 
@@ -208,7 +187,7 @@ def _compare(entry: Entry, contents: Mapping[str, Content], project: Project) ->
 def _tell_cached(md5: str, place: Path | None, project: Project) -> str:
     """How DVC's cache has a file that is damaged or gone."""
     cached = project.cached(md5)
-    if cached is None or not cached.is_file():
+    if cached is None:
         return "; DVC's cache has it not"
     if place is not None and cached.samefile(place):
         return "; DVC's cache has the same bytes, by a hard link: `dvc checkout` would not help"
@@ -244,10 +223,8 @@ def _verify_cache(
         if entry is not None:
             users |= dict.fromkeys((project.list_recorded(entry) or {}).values(), path)
             users[entry.md5] = path
-    places = {md5: place for md5 in users if (place := project.cached(md5)) is not None and place.is_file()}
-    contents = project.read_all(places.values(), "verify DVC's cache")
-    damaged = [md5 for md5, place in places.items() if contents[place].md5 != md5.removesuffix(".dir")]
-    size = sum(contents[place].bytes for place in places.values())
+    places, damaged = project.find_damaged(users)
+    size = sum(place.stat().st_size for place in places.values())
     name = "DVC's cache"
     if not damaged:
         return Artefact(name, None, OK, len(places), size)

@@ -184,8 +184,9 @@ def show_count(number: float | None) -> str:
 
 
 def show_bytes(number: float) -> str:
-    """Memory or disk, two digits of it: 81 MB, 3.4 GB, 128 GB."""
-    unit, name = (1e9, "GB") if number >= 0.995e9 else (1e6, "MB")
+    """Memory, a file or a disk, two digits of it: 97 B, 5.2 kB, 81 MB, 3.4 GB, 128 GB."""
+    units = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    unit, name = next((pair for pair in units if number >= 0.995 * pair[0]), (1, "B"))
     return f"{number / unit:.2g} {name}" if number < 9.95 * unit else f"{number / unit:.0f} {name}"
 
 

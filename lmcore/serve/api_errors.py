@@ -1,10 +1,11 @@
 """Errors of the API in OpenAI's format."""
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse
+
+from lmcore.errors import suggest
 
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -47,11 +48,8 @@ def explain_validation(details: Iterable[Mapping[str, Any]], known: Mapping[str,
             return ApiError(400, f"the body is not valid JSON: {reason} at character {place[0] if place else '?'}")
         case "extra_forbidden":
             names = known[".".join(place[:-1])]
-            near = difflib.get_close_matches(place[-1], names, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
-            return ApiError(
-                400, f"unknown field {'.'.join(place)[:100]!r}: {remedy}", field=field, code="unknown_field"
-            )
+            remedy = suggest(place[-1], names, "known are")
+            return ApiError(400, f"unknown field {'.'.join(place)[:100]!r}:{remedy}", field=field, code="unknown_field")
         case "model_type" | "model_attributes_type" | "missing" if field is None:
             return ApiError(400, "the body must be a JSON object with a prompt")
         case "value_error":

@@ -1,6 +1,5 @@
 """Which tokens each step trains on, and which the evaluation sees: pure functions, no state."""
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -8,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from lmcore.errors import ParameterError
+from lmcore.errors import ParameterError, suggest
 from lmcore.tokens.mixture import Mixture
 from lmcore.tokens.permutation import permute
 from lmcore.tokens.shards import TokenShards, TokenSource
@@ -119,10 +118,9 @@ def choose_sources(shards: TokenShards, mixture: Mapping[str, float] | None) -> 
     known = [source.name for source in shards.sources]
     for name in mixture:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
             raise ParameterError(
-                f"train.mixture.{name}={mixture[name]:g}: the text has no such source: {hint}it has {', '.join(known)}"
+                f"train.mixture.{name}={mixture[name]:g}: the text has no such source:{suggest(name, known)} it has "
+                f"{', '.join(known)}"
             )
     return [source for source in shards.sources if source.name in mixture]
 

@@ -4,13 +4,13 @@ import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from lmcore.files import project_root, read_json, write_json
+from lmcore.files import project_root, write_json
 from lmcore.tracking.description import Description
 from lmcore.tracking.logged_models import LoggedModels
-from lmcore.tracking.spool import Row
-from lmcore.tracking.store import RUN_KEY_TAG, connect, cut_param, find_experiment, legal_name, search_runs, shown_uri
+from lmcore.tracking.spool import Row, read_state
+from lmcore.tracking.store import RUN_KEY_TAG, connect, cut_param, legal_name, search_runs, shown_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,13 +45,15 @@ class MlflowBackend:
     def open(self) -> Mapping[str, int]:
         """The run noted before if it still exists, else a new one."""
         self.client = connect(self.experiment)
-        experiment = find_experiment(self.client, self.experiment)
-        state = self._read_state()
+        state = read_state(self.folder / STATE)
         self.run_id = state.get("run_id", "")
         if self.run_id and self._is_active():
             self.client.update_run(self.run_id, status="RUNNING")
             experiment = self.client.get_run(self.run_id).info.experiment_id
         else:
+            known = self.client.get_experiment_by_name(self.experiment)
+            assert known is not None  # `connect` has made sure of it
+            experiment = known.experiment_id
             birth = state.get("birth") if not self.run_id else None
             state = {"birth": birth or secrets.token_hex(8)}
             write_json(self.folder / STATE, state)
@@ -130,13 +132,6 @@ class MlflowBackend:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
-
-    def _read_state(self) -> dict[str, Any]:
-        path = self.folder / STATE
-        if not path.exists():
-            return {}
-        state: dict[str, Any] = read_json(path, "remove it to start a new MLflow run")
-        return state
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

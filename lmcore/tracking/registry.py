@@ -1,12 +1,11 @@
 """Registered models: a name and an alias for what a training has made, as `models:/gpt@champion`."""
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmcore.errors import ArtifactError, LmcoreError, ParameterError
+from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import read_json
 from lmcore.tracking.logged_models import FINAL, search_models
 from lmcore.tracking.store import StoredRun, connect, explain, find_run, read_runs, shown_uri
@@ -17,54 +16,34 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-@dataclass(frozen=True)
-class Registration:
-    """A version of a registered model, and the run that made it."""
-
-    name: str
-    version: str
-    alias: str
-    run: StoredRun
-
-    @property
-    def uri(self) -> str:
-        """What MLflow's commands and `mlflow.pyfunc.load_model` take."""
-        return f"models:/{self.name}@{self.alias}" if self.alias else f"models:/{self.name}/{self.version}"
-
-    def describe(self) -> Iterator[str]:
-        """Lines that say what is registered and how it is served."""
-        alias = f", alias {self.alias}" if self.alias else ""
-        loss = self.run.metrics.get("val_loss")
-        measured = "" if loss is None else f", validation loss {loss:.4f}"
-        yield f"{self.name} version {self.version}{alias}: run {self.run.name} ({self.run.run_id}){measured}"
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
-        place = f"MLFLOW_TRACKING_URI={shown_uri()} " if uri else ""
-        yield f"serve it: {place}mlflow models serve --model-uri {self.uri} --env-manager local --port 5001"
-
-
-def register_model(wanted: str, name: str, alias: str, folder: Path) -> Registration:
+def register_model(wanted: str, name: str, alias: str, folder: Path) -> list[str]:
     """Make the model of a run a version of the registered model `name`, and give that the `alias`, if any.
 
     `wanted` is a run's id, key or name; empty, the run that made the model in `folder`. The same model is registered
-    once, however often it is asked for. Raises ParameterError for a run that is not there and for a name that MLflow
-    refuses, ArtifactError for a run without a model and for a store that does not answer.
+    once, however often it is asked for. Return lines that say what is registered and how it is served. Raises
+    ParameterError for a run that is not there and for a name that MLflow refuses, ArtifactError for a run without a
+    model and for a store that does not answer.
     """
     run = require_run(wanted) if wanted else find_origin(folder, read_runs())
     from mlflow.exceptions import MlflowException
 
     try:
         client = connect()
-        model = find_model(client, run)
-        version = create_version(client, name, model, run.run_id)
+        version = create_version(client, name, find_model(client, run), run.run_id).version
         if alias:
-            client.set_registered_model_alias(name, alias, version.version)
-    except LmcoreError:
-        raise
+            client.set_registered_model_alias(name, alias, version)
     except MlflowException as error:
         if error.error_code == "INVALID_PARAMETER_VALUE":
             raise ParameterError(f"--name {name} --alias {alias}: {explain(error)}") from None
         raise ArtifactError(f"MLflow at {shown_uri()} does not register {name} ({explain(error)})") from None
-    return Registration(name, str(version.version), alias, run)
+    told, uri = (f", alias {alias}", f"models:/{name}@{alias}") if alias else ("", f"models:/{name}/{version}")
+    loss = run.metrics.get("val_loss")
+    measured = "" if loss is None else f", validation loss {loss:.4f}"
+    place = f"MLFLOW_TRACKING_URI={shown_uri()} " if os.environ.get("MLFLOW_TRACKING_URI") else ""
+    return [
+        f"{name} version {version}{told}: run {run.name} ({run.run_id}){measured}",
+        f"serve it: {place}mlflow models serve --model-uri {uri} --env-manager local --port 5001",
+    ]
 
 
 def require_run(wanted: str) -> StoredRun:

@@ -1,6 +1,5 @@
 """The trackers of one training: chosen by params.yaml, fed while it runs, and waited for a while at its end."""
 
-import fcntl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import read_json
 from lmcore.params import parse_section
+from lmcore.runtime.locks import lock
 from lmcore.runtime.progress import say, warn
 from lmcore.tracking import shipper
 from lmcore.tracking.description import Description, TrackedRun, describe_run
@@ -110,11 +110,9 @@ def ship_run(key: str, root: Path, settings: Mapping[str, Any]) -> bool:
     is_complete = (folder / "summary.json").exists()
     if is_complete and made_by != key:
         warn(f"{model} was made by another run since: the model of {key} cannot be sent")
-    with (root / "runs" / f"{key}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArtifactError(f"run {key} is being trained, and ships what it has itself") from None
+    with (root / "runs" / f"{key}.lock").open("w") as file:
+        if not lock(file):
+            raise ArtifactError(f"run {key} is being trained, and ships what it has itself")
         shippers = open_shippers(folder, description, params, model if made_by == key else None)
         for one in shippers:
             one.start()

@@ -5,8 +5,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lmcore.errors import ArtifactError
+from lmcore.files import read_json
 
 METRICS, SYSTEM = "metrics.jsonl", "system.jsonl"
 SPOOLS = (METRICS, SYSTEM)
@@ -77,3 +79,9 @@ def find_row(path: Path, step: int | None = None) -> Row | None:
             if line.startswith(begin) and line.endswith(b"\n"):
                 found = line
     return parse_row(found, path) if found else None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return what a tracker has noted of its run in `path`; an empty dictionary where it has not begun one."""
+    state: dict[str, Any] = read_json(path, "remove it to start a new run there") if path.exists() else {}
+    return state

@@ -1,6 +1,5 @@
 """The MLflow store: where it is, how it is opened, and the runs that it holds."""
 
-import fcntl
 import logging
 import os
 import re
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import project_root
+from lmcore.runtime.locks import lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -89,21 +89,14 @@ def connect(experiment: str = EXPERIMENT) -> "MlflowClient":
     # A database that is away would be tried for 100 s, with four lines of warning each time; who ships tries again.
     utils.MAX_RETRY_COUNT = 1
     root, uri = project_root(), tracking_uri()
-    with (root / ".mlflow.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (root / ".mlflow.lock").open("w") as file:
+        lock(file, wait=True)
         client = MlflowClient(tracking_uri=uri)
         if client.get_experiment_by_name(experiment) is None:
             # Without a location MLflow would take the current folder, which in an experiment is a temporary one.
             location = None if uri.startswith(("http:", "https:", "databricks")) else str(root / "mlruns")
             client.create_experiment(experiment, artifact_location=location, tags=KIND)
     return client
-
-
-def find_experiment(client: "MlflowClient", name: str) -> str:
-    """The id of an experiment that `connect` has made sure of."""
-    experiment = client.get_experiment_by_name(name)
-    assert experiment is not None
-    return str(experiment.experiment_id)
 
 
 def read_runs() -> list[StoredRun]:

@@ -2,10 +2,9 @@
 
 import json
 import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -96,14 +95,14 @@ def measure_machine(folder: Path) -> dict[str, float]:
 
 
 def open_cards() -> list[Measure]:
-    """What measures each card: through NVML where Python's package of it is installed, else torch, which knows less."""
+    """Return what measures each card; nothing without NVML, or Python's package of it."""
     if find_spec("pynvml") is None:
-        return _open_torch_cards()
+        return []
     nvml: Any = import_module("pynvml")
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:  # no such driver: a machine without NVIDIA's cards
-        return _open_torch_cards()
+        return []
     queries: dict[str, Callable[[Any], float]] = {
         "memory_usage_megabytes": lambda card: nvml.nvmlDeviceGetMemoryInfo(card).used / 1e6,
         "memory_usage_percentage": lambda card: 100 * divide(nvml.nvmlDeviceGetMemoryInfo(card)),
@@ -114,29 +113,11 @@ def open_cards() -> list[Measure]:
     def divide(memory: Any) -> float:
         return float(memory.used / memory.total)
 
-    def measure(index: int, card: Any, names: list[str]) -> dict[str, float]:
-        return {f"gpu_{index}_{name}": round(queries[name](card), 1) for name in names}
-
-    def list_answered(card: Any) -> Iterator[str]:
+    def measure(index: int) -> dict[str, float]:
+        card, values = nvml.nvmlDeviceGetHandleByIndex(index), {}
         for name, query in queries.items():
             with suppress(nvml.NVMLError):  # a part of a divided card tells only some of it
-                query(card)
-                yield name
+                values[f"gpu_{index}_{name}"] = round(query(card), 1)
+        return values
 
-    cards = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-    return [partial(measure, index, card, list(list_answered(card))) for index, card in enumerate(cards)]
-
-
-def _open_torch_cards() -> list[Measure]:
-    torch: Any = sys.modules.get("torch")  # who trains has it; only what trains on a card has it initialised
-    if torch is None or not torch.cuda.is_initialized():
-        return []
-
-    def measure(index: int) -> dict[str, float]:
-        free, total = torch.cuda.mem_get_info(index)
-        return {
-            f"gpu_{index}_memory_usage_megabytes": round((total - free) / 1e6, 1),
-            f"gpu_{index}_memory_usage_percentage": round(100 * (total - free) / total, 1),
-        }
-
-    return [partial(measure, index) for index in range(torch.cuda.device_count())]
+    return [partial(measure, index) for index in range(nvml.nvmlDeviceGetCount())]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmcore.errors import LmcoreError
-from lmcore.files import read_json, write_json
+from lmcore.files import write_json
 from lmcore.tracking.description import Description
-from lmcore.tracking.spool import Row
+from lmcore.tracking.spool import Row, read_state
 from lmcore.tracking.store import SYSTEM_PREFIX
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class WandbBackend:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        state = self._read_state()
+        state = read_state(self.folder / STATE)
         if self.run is None:
             if wandb.setup().settings.mode in ("online", "shared") and not wandb.api.api_key:
                 # Otherwise it would ask for one, on the terminal that shows the training.
@@ -107,10 +107,3 @@ class WandbBackend:
             x_disable_stats=self.system_seconds is None,
             x_stats_sampling_interval=self.system_seconds or 10.0,
         )
-
-    def _read_state(self) -> dict[str, Any]:
-        path = self.folder / STATE
-        if not path.exists():
-            return {}
-        state: dict[str, Any] = read_json(path, "remove it to start a new W&B run")
-        return state

@@ -15,6 +15,7 @@ from lmcore.hardware.resolve import Hardware
 from lmcore.model.attention import cut_into_blocks
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
+from lmcore.runtime.progress import show_bytes
 from lmcore.train.loss import WHOLE_LOGITS_BYTES
 from lmcore.train.optimizer import OPTIMIZERS, is_hidden_matrix
 from lmcore.train.params import TrainParams
@@ -258,8 +259,8 @@ def explain_obstacle(estimate: Estimate, hardware: Hardware, available: int) -> 
         return None
     return (
         f"hardware.micro_batch_size={hardware.micro_batch_size}: a training step needs {format_memory(needed)}, "
-        f"but of {_show(available)} that are free on device {hardware.device} a process can fill {_show(usable)}; "
-        f"{_suggest_fit(estimate, hardware, usable)}"
+        f"but of {show_bytes(available)} that are free on device {hardware.device} a process can fill "
+        f"{show_bytes(usable)}; {_suggest_fit(estimate, hardware, usable)}"
     )
 
 
@@ -308,13 +309,5 @@ def _succeeds(try_step: Callable[[int], None], size: int) -> bool:
 
 def format_memory(estimate: MemoryEstimate) -> str:
     """`1.3 GB (parameters 260 MB, gradients 260 MB, ...)`, for the log and for tables."""
-    parts = ", ".join(f"{name} {_show(size)}" for name, size in asdict(estimate).items())
-    return f"{_show(estimate.total)} ({parts})"
-
-
-def _show(size: int) -> str:
-    """Bytes as people say them: 1_300_000_000 -> 1.3 GB."""
-    unit, name = next(
-        (unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1, "bytes")) if size >= unit or unit == 1
-    )
-    return f"{size / unit:.3g} {name}"
+    parts = ", ".join(f"{name} {show_bytes(size)}" for name, size in asdict(estimate).items())
+    return f"{show_bytes(estimate.total)} ({parts})"

@@ -1,6 +1,5 @@
 """The state of one training run in runs/KEY/: lock, checkpoints, metrics line by line, and whether it is complete."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from typing import Any
 
 from lmcore.errors import FULL_DISK, ArtifactError
 from lmcore.files import fingerprint, write_json
+from lmcore.runtime.locks import lock
 from lmcore.runtime.progress import say, warn
 
 FORMAT = 1
@@ -143,8 +143,11 @@ def open_run(
     key = run_key(identity)
     folder = runs / key
     runs.mkdir(parents=True, exist_ok=True)
-    with (runs / f"{key}.lock").open("w") as lock:
-        waited = _acquire(lock.fileno(), key)
+    with (runs / f"{key}.lock").open("w") as file:
+        waited = not lock(file)
+        if waited:
+            say(f"run {key} is being trained by another process: waiting for it")
+            lock(file, wait=True)
         previous = runs / f"{key}{PREVIOUS}"
         if (folder / "summary.json").exists() and not waited:
             say(f"run {key} is complete and was asked for again: starting afresh, its state is kept as {previous.name}")
@@ -156,14 +159,3 @@ def open_run(
                 begin(folder, identity)
             write_json(folder / "identity.json", identity)
         yield Run(folder)
-
-
-def _acquire(descriptor: int, key: str) -> bool:
-    """Take the lock; True if another process held it and we waited. The system frees it when its holder dies."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        say(f"run {key} is being trained by another process: waiting for it")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return True
-    return False

@@ -13,7 +13,8 @@ from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
 from imports import ROOT
 
 from lmcore.commands import doctor, forecast
-from lmcore.commands.doctor import Finding, examine
+from lmcore.commands.doctor import examine
+from lmcore.commands.killed import Finding
 from lmcore.download.download import download
 from lmcore.download.params import DownloadParams
 from lmcore.encode.pretokenized import take_tokens
@@ -75,7 +76,7 @@ def test_text_that_changed_since_is_noted(project: Path, monkeypatch: pytest.Mon
     (project / "mine.txt").write_text("two")
     git(project, "commit", "--all", "--message=changed")
     (finding,) = found(project)
-    assert finding.text == "1 files of your text have changed since the download stage: mine.txt"
+    assert finding.text == "1 files of your text have changed since download: mine.txt"
     assert finding.remedy == "dvc repro --force download, then dvc repro"
 
 
@@ -91,7 +92,7 @@ def test_tokens_of_others_that_changed_since_are_noted(project: Path, monkeypatc
     (project / "theirs" / "val.txt").write_text("1 2 4")
     git(project, "commit", "--all", "--message=changed")
     (finding,) = found(project)
-    assert finding.text == "1 files of encode.tokenized have changed since the encode stage: val.txt"
+    assert finding.text == "1 files of encode.tokenized have changed since encode: val.txt"
     assert finding.remedy == "dvc repro --force encode, then dvc repro"
 
 

@@ -12,9 +12,8 @@ import psutil
 import pytest
 from projects import Project, find_stopped_child, kill_tree, wait_for
 
-from lmcore.commands.doctor import _find_git_state as find_git_state
-from lmcore.commands.findings import Finding
-from lmcore.commands.killed import examine_experiments
+from lmcore.commands.doctor import check_git
+from lmcore.commands.killed import Finding, check_experiments
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("finished")]
 
@@ -24,7 +23,7 @@ RUN = ("dvc", "exp", "run", *STEPS, "train")
 
 def found(project: Project) -> list[Finding]:
     """What is worth a thought or needs the user, of git and of experiments."""
-    findings = [*find_git_state(project.folder), *examine_experiments(project.folder)]
+    findings = [*check_git(project.folder), *check_experiments(project.folder)]
     return [finding for finding in findings if finding.remedy]
 
 
@@ -43,7 +42,7 @@ def start_and_kill(project: Project, *command: str, step: int) -> None:
     """Run the command and kill it and all below it when its training stands still."""
     process = project.start(*command, sabotage=stop_at(step))
     wait_for(lambda: find_stopped_child(process, "stages.train"))
-    told = [*find_git_state(project.folder), *examine_experiments(project.folder)]
+    told = [*check_git(project.folder), *check_experiments(project.folder)]
     assert not any(finding.needs_user for finding in told), "nothing is wrong as long as it is at work"
     assert not any("temporary folders" in finding.text for finding in told)
     if "--temp" not in command:

@@ -3,19 +3,21 @@
 import subprocess
 from pathlib import Path
 
-import pytest
 from dvc.config_schema import REMOTE_SCHEMAS  # type: ignore[import-untyped]
 
-from lmcore.commands.remotes import SECRETS, find_secrets
-from lmcore.errors import ArtifactError
+from lmcore.commands.doctor import SECRETS, check_secrets
 
 
 def run(folder: Path, command: str) -> None:
     subprocess.run(command, shell=True, cwd=folder, check=True, capture_output=True)
 
 
+def told(folder: Path) -> list[str]:
+    return [finding.text for finding in check_secrets(folder)]
+
+
 def test_secrets_are_told_from_names_and_from_what_stays_here(tmp_path: Path) -> None:
-    assert find_secrets(tmp_path / ".dvc" / "config") == []
+    assert told(tmp_path) == []
     for command in (
         "git init --quiet",
         "dvc init --quiet",
@@ -24,16 +26,19 @@ def test_secrets_are_told_from_names_and_from_what_stays_here(tmp_path: Path) ->
         "dvc remote modify --local storage password where-it-belongs",
     ):
         run(tmp_path, command)
-    assert find_secrets(tmp_path / ".dvc" / "config") == []
+    assert told(tmp_path) == []
     run(tmp_path, "dvc remote modify storage password 'a%b # long'")
     run(tmp_path, "dvc remote add other https://somebody:known@host/place")
-    assert find_secrets(tmp_path / ".dvc" / "config") == [("storage", "password"), ("other", "url")]
+    text = ".dvc/config, which git has, holds a secret of the remote "
+    assert told(tmp_path) == [f"{text}storage: password", f"{text}other: url"]
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config").write_text("[core\n")
-    with pytest.raises(ArtifactError, match="config is damaged: "):
-        find_secrets(tmp_path / "config")
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core\n")
+    (finding,) = check_secrets(tmp_path)
+    assert finding.text.startswith(".dvc/config is damaged: ")
+    assert finding.remedy == "git checkout .dvc/config"
 
 
 def test_the_settings_are_those_of_dvc() -> None:

@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import ttest_ind
 
 from lmcore.cli import main
-from lmcore.experiments import store as dvc_store
+from lmcore.experiments import experiments as stored_experiments
 from lmcore.experiments.compare import compare_experiments
 from lmcore.experiments.experiments import find_experiments
 
@@ -30,7 +30,7 @@ pytestmark = [
 def shown() -> Iterator[None]:
     """Each answer of DVC is asked for once, because it takes two seconds and the project stays as it is."""
     answers: dict[tuple[object, ...], list[dict[str, Any]]] = {}
-    ask = dvc_store._show
+    ask = stored_experiments._show
 
     def show(commits: Sequence[str], root: Path) -> list[dict[str, Any]]:
         key = (*commits, root)
@@ -39,7 +39,7 @@ def shown() -> Iterator[None]:
         return answers[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dvc_store, "_show", show)
+        patch.setattr(stored_experiments, "_show", show)
         yield
 
 
@@ -215,4 +215,4 @@ def test_files_of_a_project_in_a_folder_of_its_repository(tmp_path: Path) -> Non
     (project / "metrics.json").write_text('{"loss": 1}\n')
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    assert dvc_store.read_file("HEAD", "0" * 40, "metrics.json", project) == '{"loss": 1}'
+    assert stored_experiments.read_file("HEAD", "0" * 40, "metrics.json", project) == '{"loss": 1}'

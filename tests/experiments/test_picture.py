@@ -12,8 +12,8 @@ import pytest
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.experiments import picture
 from lmcore.experiments.compare import compare_experiments
+from lmcore.experiments.experiments import read_file
 from lmcore.experiments.picture import plot_curves, plot_metrics
-from lmcore.experiments.store import read_file
 from lmcore.plots import Series
 
 RATES = ("slow-1", "slow-2", "slow-3", "fast-1", "fast-2")

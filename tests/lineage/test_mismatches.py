@@ -164,7 +164,7 @@ def edit_json(project: Project, path: str, edit: Edit) -> None:
             "train",
             lambda lineage: lineage["tokens"].update(train="0" * 64),
             "tokens",
-            "models/gpt was trained with train tokens 000000000000, data/tokens has ",
+            "models/gpt was trained with train tokens 000000000000, data/tokens is ",
         ),
         (
             "models/gpt/lineage.json",
@@ -185,14 +185,14 @@ def edit_json(project: Project, path: str, edit: Edit) -> None:
             "encode",
             lambda manifest: manifest.update(tokenizer="2" * 64),
             "tokenizer",
-            "data/tokens were made by tokenizer 222222222222, models/tokenizer is ",
+            "data/tokens was made by tokenizer 222222222222, models/tokenizer is ",
         ),
         (
             "models/gpt/lineage.json",
             "train",
             lambda lineage: lineage.update(run_key="3" * 16),
             "lineage",
-            "names run 3333333333333333, and its own parameters and text make ",
+            "names run 3333333333333333, what its lineage.json describes is ",
         ),
     ],
 )

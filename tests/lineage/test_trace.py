@@ -12,7 +12,8 @@ from projects import Project, finished_once
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import read_json
 from lmcore.lineage.report import describe_trace, render_trace
-from lmcore.lineage.trace import Trace, trace
+from lmcore.lineage.steps import Trace
+from lmcore.lineage.trace import trace
 from lmcore.params import read_params
 
 pytestmark = [

@@ -245,7 +245,7 @@ def test_tokens_of_another_tokenizer_are_a_contradiction(project: Project) -> No
     assert not found.is_sound
     kinds = {mismatch.kind for mismatch in found.mismatches}
     assert kinds == {"tokenizer"}
-    assert any("data/tokens were made by tokenizer" in line for line in render_verification(found))
+    assert any("data/tokens was made by tokenizer" in line for line in render_verification(found))
     assert describe_verification(found)["mismatches"][0]["remedy"].startswith("dvc repro --force --single-item encode")
 
 

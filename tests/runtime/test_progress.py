@@ -74,3 +74,8 @@ def test_bytes_are_told_every_ten_seconds_with_their_rate(
 def test_items_and_sizes_belong_together() -> None:
     with BytesProgress("encode", 2) as shown, pytest.raises(ValueError, match="shorter"):
         list(shown.follow("ab", [1]))
+
+
+def test_sizes_have_two_digits() -> None:
+    sizes = {0: "0 B", 97: "97 B", 5_234: "5.2 kB", 999_400: "1 MB", 3e9: "3 GB", 1.55e12: "1.6 TB"}
+    assert {size: progress.show_bytes(size) for size in sizes} == sizes

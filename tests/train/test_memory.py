@@ -357,4 +357,4 @@ def test_a_real_step_is_tried_once() -> None:
 
 def test_the_estimate_is_one_line() -> None:
     shown = format_memory(MemoryEstimate(1_000_000_000, 1_000_000_000, 2_000_000_000, 260_400_000, 12))
-    assert shown == "4.26 GB (parameters 1 GB, gradients 1 GB, optimizer 2 GB, activations 260 MB, logits 12 bytes)"
+    assert shown == "4.3 GB (parameters 1 GB, gradients 1 GB, optimizer 2 GB, activations 260 MB, logits 12 B)"
