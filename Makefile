@@ -11,10 +11,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup services repro test check format ui plots clean
+.PHONY: help setup services repro test test-all check format ui plots clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make the virtual environment in .venv (done by the others)
 
@@ -33,8 +33,11 @@ services:  ## as root, on Debian or Ubuntu: the programs without which some test
 repro: $(READY)  ## run the pipeline: what changed, and only that
 	dvc repro
 
-test: $(READY) check  ## lint, types and the test suite
+test: $(READY) check  ## lint, types and the fast tests, which cover every law once
 	pytest -n 2
+
+test-all: $(READY)  ## the tests marked slow: with those of `make test`, all of them
+	pytest -n 2 -m 'slow and not gpu'
 
 check: $(READY)  ## lint and types alone
 	ruff check
