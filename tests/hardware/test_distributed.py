@@ -40,7 +40,7 @@ def start(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         environment |= {
             **litter,
             "BEHAVIOUR": behaviour,
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
             "DVC_STAGE": "train",
         }
         pipe = subprocess.PIPE

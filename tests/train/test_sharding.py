@@ -37,7 +37,7 @@ WAYS = [
 
 def run_in_processes(processes: int, folder: Path, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each job's result; its tensors are in job-N.safetensors."""
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"}
     command = [sys.executable, "-W", "error", "-m", "sharded_training"]
     environment |= {"PROCESSES": str(processes), "JOBS": json.dumps(jobs)}
     subprocess.run(command, cwd=folder, env={**os.environ, **environment}, check=True, timeout=240)
