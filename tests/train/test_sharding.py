@@ -63,6 +63,21 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
     return folder, run_in_processes(2, folder, [*WAYS, *resumed, *halves])
 
 
+def test_two_processes_begin_as_one(alone: Any, tmp_path: Path) -> None:
+    """Ten steps in one way of each kind, and five more from what one process has saved; the whole of it is slow."""
+    half = Training(World(), Job(last=HALF))
+    half.run()
+    save_file({name: tensor.contiguous() for name, tensor in half.collect().items()}, tmp_path / "half.safetensors")
+    resumed = {"sharding": "full", "first": HALF, "last": HALF + 5, "load": "half.safetensors"}
+    begun = [{**way, "last": 10} for way in (WAYS[1], WAYS[4])]
+    *results, gone_on = run_in_processes(2, tmp_path, [*begun, resumed])
+    for result in results:
+        assert result["losses"] == pytest.approx(alone[0]["losses"][:10], rel=1e-5)
+        assert result["norms"] == pytest.approx(alone[0]["norms"][:10], rel=1e-4)
+        assert result["parts_are_equal"]
+    assert gone_on["losses"] == pytest.approx(alone[0]["losses"][HALF : HALF + 5], rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", range(len(WAYS)), ids=[" ".join(map(str, way.values())) for way in WAYS])
 def test_two_processes_train_as_one(way: int, alone: Any, shared: Any) -> None:
