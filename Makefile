@@ -26,10 +26,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup services repro test check format ui plots clean
+.PHONY: help setup services repro test test-all check format ui plots clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(RUNTIME)  ## make the environment for repro in .venv; another build of torch: make setup TORCH=cpu (cuda, rocm)
 
@@ -61,8 +61,11 @@ services:  ## as root, on Debian or Ubuntu: the programs without which some test
 repro: $(RUNTIME)  ## run the pipeline: what changed, and only that
 	dvc repro
 
-test: $(DEV) check  ## lint, types and the test suite
+test: $(DEV) check  ## lint, types and the fast tests, which cover every law once
 	pytest -n 2
+
+test-all: $(DEV)  ## the tests marked slow: with those of `make test`, all of them
+	pytest -n 2 -m 'slow and not gpu'
 
 check: $(DEV)  ## lint and types alone
 	ruff check

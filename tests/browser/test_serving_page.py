@@ -29,7 +29,7 @@ TOKENS = "[...document.querySelectorAll('#text .token')]"
 TEXT = "document.getElementById('text').textContent"
 IDLE = "document.getElementById('generate').textContent === 'Generate'"
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.xdist_group("browser")
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,7 @@ def test_only_the_files_own_script_and_style_run() -> None:
         assert not re.search(rf"{re.escape(unsafe)}\w*=" if unsafe == " on" else re.escape(unsafe), text), unsafe
 
 
+@pytest.mark.slow
 def test_a_text_comes_token_by_token_with_its_probabilities(page: Browser, address: str) -> None:
     slider = page.driver.find_element(By.NAME, "temperature")
     slider.send_keys(Keys.ARROW_RIGHT * 2)
@@ -135,12 +136,14 @@ def test_a_text_comes_token_by_token_with_its_probabilities(page: Browser, addre
     assert strengths[0] > strengths[-1]
 
 
+@pytest.mark.slow
 def test_a_seed_says_which_text(page: Browser) -> None:
     first = generate(page, "so", max_tokens=12, seed=7, temperature=1.5)
     assert generate(page, "") == first
     assert generate(page, "", seed=8) != first
 
 
+@pytest.mark.slow
 def test_an_alternative_is_gone_on_with(page: Browser) -> None:
     generate(page, "dog", max_tokens=10, seed=1, temperature=0)
     before = page.run("return tokens.map(({name}) => name)")
@@ -160,6 +163,7 @@ def test_an_alternative_is_gone_on_with(page: Browser) -> None:
     assert after[:4] == [*before[:3], names[at]]
 
 
+@pytest.mark.slow
 def test_the_end_of_a_text_is_a_sign_and_no_choice(page: Browser, address: str) -> None:
     """The server tells it as a token that is no part of the text: here it comes by chance, one text in a hundred."""
     asked = {"prompt": "", "n": 64, "max_tokens": 20, "logprobs": 5, "temperature": 2, "top_k": 200}
@@ -173,6 +177,7 @@ def test_the_end_of_a_text_is_a_sign_and_no_choice(page: Browser, address: str) 
     assert not end.is_enabled()
 
 
+@pytest.mark.slow
 def test_stop_frees_the_slot(page: Browser, address: str) -> None:
     most = 4096  # the server's limit, beyond the slider's: a busy browser may see the first token seconds late
     (endless,) = ask_all(address, prompt="run", max_tokens=most, temperature=0)
@@ -195,6 +200,7 @@ def test_stop_frees_the_slot(page: Browser, address: str) -> None:
     assert read_metric(address, "lmcore_generated_tokens_total") - generated < most
 
 
+@pytest.mark.slow
 def test_errors_are_a_line(page: Browser) -> None:
     fill(page, "a prompt that is longer than the model's context")
     page.driver.find_element(By.ID, "generate").click()
@@ -208,6 +214,7 @@ def test_errors_are_a_line(page: Browser) -> None:
     assert page.wait("document.getElementById('error').textContent").startswith("seed: ")
 
 
+@pytest.mark.slow
 def test_markup_is_text(page: Browser) -> None:
     markup = "<b onclick=x>"
     assert generate(page, markup, max_tokens=2, seed=1).startswith(markup)
@@ -220,6 +227,7 @@ def test_markup_is_text(page: Browser) -> None:
     assert "Content Security Policy" in " ".join(page.console())
 
 
+@pytest.mark.slow
 def test_a_key_is_asked_for_and_kept_for_the_session(browser: Browser, project: Path) -> None:
     (project / "key").write_text(KEY)
     with serve(project, lambda port: command(port, "--api-key-file", "key"), "/health") as guarded:
@@ -239,6 +247,7 @@ def test_a_key_is_asked_for_and_kept_for_the_session(browser: Browser, project: 
     assert browser.wait("document.getElementById('error').textContent") == "The server does not answer"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [320, 1280])
 def test_nothing_sticks_out(page: Browser, width: int) -> None:
     with page.window(width):
@@ -247,6 +256,7 @@ def test_nothing_sticks_out(page: Browser, width: int) -> None:
         assert page.run("return document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.slow
 def test_every_field_has_a_name(page: Browser) -> None:
     """As a screen reader says it."""
     fields = page.driver.find_elements(By.CSS_SELECTOR, "input, textarea, button:not([hidden])")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from projects import Project, find_stopped_child, kill_tree, wait_for
+from projects import Project, find_stopped_child, finished_once, kill_tree, wait_for
 
 from lmcore.commands.doctor import check_git
 from lmcore.commands.killed import Finding, check_experiments
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("finished")]
+pytestmark = finished_once
 
 STEPS = ("-S", "train.max_steps=200", "-S", "train.checkpoint_every_steps=50")
 RUN = ("dvc", "exp", "run", *STEPS, "train")
@@ -51,6 +51,7 @@ def start_and_kill(project: Project, *command: str, step: int) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_killed_in_the_workspace_and_killed_in_a_copy_it_goes_on(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "killed")
     start_and_kill(project, *RUN, step=100)
@@ -75,6 +76,7 @@ def test_killed_in_the_workspace_and_killed_in_a_copy_it_goes_on(finished: Proje
     assert project.metrics("train")["steps"] == 200
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_it_began_has_the_users_changes_in_the_stash(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "stashed")
     with (project.folder / "README.md").open("a") as file:
@@ -104,6 +106,7 @@ def test_the_users_own_stash_and_no_branch_are_no_kill(finished: Project, tmp_pa
     assert (finding.remedy, finding.needs_user) == ("git switch --create NAME", False)
 
 
+@pytest.mark.slow
 def test_a_queue_whose_worker_was_killed(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "queue")
     project.run("dvc", "exp", "run", "--queue", "-S", "train.max_steps=0", "--name", "wrong")

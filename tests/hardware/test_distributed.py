@@ -25,7 +25,6 @@ TORCHRUN = (*PYTHON, "torch.distributed.run")
 TORCHRUN_HERE = (*TORCHRUN, "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "-m", "world_program")
 
 
-processes = pytest.mark.slow  # each of these starts two or three
 Process = subprocess.Popen[str]
 Start = Callable[..., Process]
 
@@ -41,7 +40,7 @@ def start(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         environment |= {
             **litter,
             "BEHAVIOUR": behaviour,
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
             "DVC_STAGE": "train",
         }
         pipe = subprocess.PIPE
@@ -95,7 +94,7 @@ def test_half_a_torchrun_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
         is_worker()
 
 
-@processes
+@pytest.mark.slow
 def test_two_processes_meet(tmp_path: Path, start: Start) -> None:
     assert finish(start("meet")) == (0, "")
     same = "[2.0, 1.0] [False, True, True, 4] {'step': 7, 'from': 'é'}"
@@ -103,28 +102,33 @@ def test_two_processes_meet(tmp_path: Path, start: Start) -> None:
     assert (tmp_path / "met-1").read_text() == f"1 of 2 (1): {same} 3:6"
 
 
-@processes
-@pytest.mark.parametrize("behaviour", ["make_a_mistake", "make_a_mistake_on_the_way", "make_one_mistake_together"])
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        "make_a_mistake",
+        pytest.param("make_a_mistake_on_the_way", marks=pytest.mark.slow),
+        pytest.param("make_one_mistake_together", marks=pytest.mark.slow),
+    ],
+)
 def test_a_mistake_is_one_line(behaviour: str, start: Start) -> None:
     assert finish(start(behaviour)) == (1, "error: the text is empty: give it some\n")
 
 
-@processes
+@pytest.mark.slow
 def test_the_others_end_when_one_is_killed(start: Start) -> None:
     status, errors = finish(start("be_killed"))
     assert (status, errors.count("\n")) == (1, 1), errors
     assert errors.startswith("error: one of the 2 processes was killed, perhaps for want of memory: run the same")
 
 
-@processes
+@pytest.mark.slow
 def test_one_that_is_busy_is_ended_when_the_other_is_killed(start: Start) -> None:
     status, errors = finish(start("be_killed_beside_a_busy_one"))
     assert (status, errors.count("\n")) == (1, 1), errors
     assert errors.startswith("error: process 2 of 2 (SIGKILL) was killed, perhaps for want of memory: run the same")
 
 
-@processes
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_signal_reaches_all_and_they_save_and_leave(number: signal.Signals, tmp_path: Path, start: Start) -> None:
     process = start("leave_when_asked")
     read_pids(process)
@@ -133,7 +137,7 @@ def test_a_signal_reaches_all_and_they_save_and_leave(number: signal.Signals, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved-0", "saved-1"]
 
 
-@processes
+@pytest.mark.slow
 def test_a_signal_to_one_worker_reaches_all(tmp_path: Path, start: Start) -> None:
     process = start("leave_when_asked")
     os.kill(read_pids(process)[1], signal.SIGTERM)
@@ -141,7 +145,7 @@ def test_a_signal_to_one_worker_reaches_all(tmp_path: Path, start: Start) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved-0", "saved-1"]
 
 
-@processes
+@pytest.mark.slow
 def test_nohup_protects_and_one_event_counts_once(tmp_path: Path, start: Start) -> None:
     process = start("leave_when_asked", "nohup", *LAUNCH)
     read_pids(process)
@@ -152,7 +156,7 @@ def test_nohup_protects_and_one_event_counts_once(tmp_path: Path, start: Start) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved-0", "saved-1"]
 
 
-@processes
+@pytest.mark.slow
 def test_a_second_signal_kills(start: Start) -> None:
     process = start("ignore_everything")
     read_pids(process)
@@ -162,7 +166,7 @@ def test_a_second_signal_kills(start: Start) -> None:
     assert finish(process)[0] == 128 + signal.SIGTERM
 
 
-@processes
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="pidfd is Linux")
 @pytest.mark.parametrize("command", [LAUNCH, TORCHRUN_HERE])
 def test_workers_save_and_leave_when_the_launcher_is_killed(
@@ -177,7 +181,7 @@ def test_workers_save_and_leave_when_the_launcher_is_killed(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved-0", "saved-1"]
 
 
-@processes
+@pytest.mark.slow
 def test_two_machines_meet(tmp_path: Path, start: Start) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -15,7 +15,6 @@ from lmcore.lineage.trace import trace
 from lmcore.tracking.store import connect
 
 pytestmark = [
-    pytest.mark.slow,
     finished_once,
     pytest.mark.filterwarnings("ignore"),  # MLflow's and its libraries' own
 ]
@@ -38,6 +37,7 @@ def set_param(project: Project, section: str, key: str, value: object) -> None:
     yaml.dump(params, project.folder / "params.yaml")
 
 
+@pytest.mark.slow
 def test_an_output_that_differs(project: Project) -> None:
     flip(project.folder / "models/gpt/model.safetensors")
     found = next(mismatch for mismatch in trace("reports/samples").mismatches if mismatch.kind == "output-changed")
@@ -49,6 +49,7 @@ def test_an_output_that_differs(project: Project) -> None:
     assert not trace("reports/samples").mismatches
 
 
+@pytest.mark.slow
 def test_an_output_that_is_gone(project: Project) -> None:
     shutil.rmtree(project.folder / "data/documents")
     found = only()
@@ -68,6 +69,7 @@ def test_a_report_that_git_keeps(project: Project) -> None:
     assert "git checkout HEAD" in str(found)
 
 
+@pytest.mark.slow
 def test_code_that_changed(project: Project) -> None:
     path = project.folder / "lmcore/prepare/split.py"
     path.write_text(path.read_text() + "\n# another\n")
@@ -81,6 +83,7 @@ def test_code_that_changed(project: Project) -> None:
     assert not trace("reports/samples").mismatches
 
 
+@pytest.mark.slow
 def test_parameters_that_changed(project: Project) -> None:
     set_param(project, "sample", "temperature", 1.25)
     found = only()
@@ -102,6 +105,7 @@ def test_a_parameter_that_is_gone(project: Project) -> None:
     assert only().text.endswith("train.seed 1 -> empty")
 
 
+@pytest.mark.slow
 def test_an_input_that_was_made_anew_since(project: Project) -> None:
     set_param(project, "prepare", "validation_fraction", 0.4)
     project.run("dvc", "repro", "--single-item", "prepare")
@@ -166,33 +170,45 @@ def edit_json(project: Project, path: str, edit: Edit) -> None:
             "tokens",
             "models/gpt was trained with train tokens 000000000000, data/tokens is ",
         ),
-        (
+        pytest.param(
             "models/gpt/lineage.json",
             "train",
             lambda lineage: lineage.update(tokenizer="1" * 64),
             "tokenizer",
             "models/gpt was trained with tokenizer 111111111111, models/tokenizer/tokenizer.json is ",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "models/gpt/lineage.json",
             "train",
             lambda lineage: lineage["params"]["train"].update(seed=9),
             "lineage",
             "has other parameters than dvc.lock (train.seed 9 not 1)",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "data/tokens/manifest.json",
             "encode",
             lambda manifest: manifest.update(tokenizer="2" * 64),
             "tokenizer",
+<<<<<<< HEAD
             "data/tokens was made by tokenizer 222222222222, models/tokenizer is ",
+=======
+            "data/tokens were made by tokenizer 222222222222, models/tokenizer is ",
+            marks=pytest.mark.slow,
+>>>>>>> tests
         ),
-        (
+        pytest.param(
             "models/gpt/lineage.json",
             "train",
             lambda lineage: lineage.update(run_key="3" * 16),
             "lineage",
+<<<<<<< HEAD
             "names run 3333333333333333, what its lineage.json describes is ",
+=======
+            "names run 3333333333333333, and its own parameters and text make ",
+            marks=pytest.mark.slow,
+>>>>>>> tests
         ),
     ],
 )

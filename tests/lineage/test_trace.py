@@ -17,7 +17,6 @@ from lmcore.lineage.trace import trace
 from lmcore.params import read_params
 
 pytestmark = [
-    pytest.mark.slow,
     finished_once,
     pytest.mark.filterwarnings("ignore"),  # MLflow's and its libraries' own
 ]
@@ -88,8 +87,9 @@ def test_from_a_sample_back_to_the_bytes(project: Project) -> None:
     ],
 )
 def test_every_artefact_is_a_beginning(project: Project, name: str, expected: list[str]) -> None:
-    assert stages(trace(name)) == expected
-    assert not trace(name).mismatches
+    found = trace(name)
+    assert stages(found) == expected
+    assert not found.mismatches
 
 
 def test_from_another_folder_and_by_a_whole_path(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +99,7 @@ def test_from_another_folder_and_by_a_whole_path(project: Project, monkeypatch: 
     assert stages(trace(str(project.folder / "models/gpt/config.json"))) == CHAIN
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_chain_or_json(project: Project) -> None:
     text = project.run("lmcore", "trace", "reports/samples/samples.jsonl:1")
     lines = text.splitlines()
@@ -141,6 +142,7 @@ def test_a_commit_is_compared_with_what_is_here(project: Project) -> None:
         trace("main~1")
 
 
+@pytest.mark.slow
 def test_an_experiment_that_trains_another_model_on(project: Project) -> None:
     """One training for much: the origin, what befalls it, and the experiment and its run beside what is here."""
     shutil.copytree(project.folder / "models/gpt", project.folder / "base")
@@ -261,6 +263,7 @@ def test_names_that_lead_nowhere(project: Project, name: str, message: str) -> N
     assert project.status() == ""
 
 
+@pytest.mark.slow
 def test_without_git(project: Project) -> None:
     shutil.rmtree(project.folder / ".git")
     with pytest.raises(ArtifactError, match=r"DVC cannot open .* is not a git repository"):

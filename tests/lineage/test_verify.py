@@ -13,7 +13,7 @@ from lmcore.errors import ParameterError
 from lmcore.lineage.report import describe_verification, render_verification
 from lmcore.lineage.verify import Artefact, Verification, verify
 
-pytestmark = [pytest.mark.slow, finished_once]
+pytestmark = finished_once
 
 
 def damaged(found: Verification) -> list[Artefact]:
@@ -37,6 +37,7 @@ def test_all_that_was_made_is_sound(project: Project) -> None:
     assert project.status() == ""
 
 
+@pytest.mark.slow
 def test_the_command_says_so_and_its_exit_status(project: Project) -> None:
     lines = project.run("lmcore", "verify").splitlines()
     assert lines[0].split()[:2] == ["ok", "data/raw"]
@@ -63,16 +64,25 @@ FLIPPED = {
 }
 
 
-def test_a_flipped_bit_is_found_anywhere_and_the_remedies_mend_it(project: Project) -> None:
-    before = project.contents("data", "models", "reports")
+def flip_everywhere(project: Project) -> list[Artefact]:
+    """Damage every file of FLIPPED; what is found."""
     for path in FLIPPED:
         flip(project.folder / path)
-    bad = damaged(verify())
+    return damaged(verify())
+
+
+def test_a_flipped_bit_is_found_anywhere(project: Project) -> None:
+    bad = flip_everywhere(project)
     found = {f"{one.path}/{fault.file}".removesuffix("/."): fault.text for one in bad for fault in one.faults}
     assert found.keys() == FLIPPED.keys()
     assert all("differs: MD5 " in text for text in found.values())
     assert {one.path for one in bad} == set(FLIPPED.values())
-    for one in bad:
+
+
+@pytest.mark.slow
+def test_the_remedies_of_flipped_bits_mend_them(project: Project) -> None:
+    before = project.contents("data", "models", "reports")
+    for one in flip_everywhere(project):
         assert one.remedy is not None
         mend(project, one.remedy)
     assert project.contents("data", "models", "reports") == before
@@ -95,6 +105,7 @@ def test_cut_off_gone_and_extra_files(project: Project) -> None:
     assert verify().is_sound
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_missing_and_not_wrong(project: Project) -> None:
     shutil.rmtree(project.folder / "reports/samples")
     shutil.rmtree(project.folder / "models/export")
@@ -115,6 +126,7 @@ def test_what_is_not_there_is_missing_and_not_wrong(project: Project) -> None:
     assert artefact.remedy == "dvc pull reports/samples"
 
 
+@pytest.mark.slow
 def test_links(project: Project) -> None:
     place = project.folder / "reports/samples/samples.md"
     place.rename(project.folder.parent / "elsewhere.md")
@@ -128,6 +140,7 @@ def test_links(project: Project) -> None:
     assert verify().is_sound
 
 
+@pytest.mark.slow
 def test_damage_behind_a_hard_link_is_in_the_cache_too(project: Project) -> None:
     path = project.folder / "models/tokenizer/tokenizer.json"
     before = path.read_bytes()
@@ -146,6 +159,7 @@ def test_damage_behind_a_hard_link_is_in_the_cache_too(project: Project) -> None
     assert project.status() == ""
 
 
+@pytest.mark.slow
 def test_a_damaged_copy_in_the_cache_is_found_when_asked_for(project: Project) -> None:
     object_path = next(path for path in (project.folder / ".dvc/cache/files/md5").rglob("*") if path.suffix == ".dir")
     flip(object_path)
@@ -235,6 +249,7 @@ def test_no_lock_and_nothing_made(project: Project) -> None:
     assert (artefact.state, artefact.remedy) == ("missing", "dvc repro train")
 
 
+@pytest.mark.slow
 def test_tokens_of_another_tokenizer_are_a_contradiction(project: Project) -> None:
     """Both are what dvc.lock says, if somebody made it say so."""
     path = project.folder / "models/tokenizer/tokenizer.json"

@@ -86,6 +86,7 @@ def test_it_runs(finished: Project, notebook: NotebookNode, tmp_path: Path, monk
     assert project.contents("models/gpt") == finished.contents("models/gpt")
 
 
+@pytest.mark.slow
 def test_without_a_checkout_it_clones_one(
     notebook: NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

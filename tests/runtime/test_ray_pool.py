@@ -31,7 +31,7 @@ WORDS = [f"word{number}" for number in range(60)]
 DRIVER = """
 import sys
 from pathlib import Path
-from test_cluster import run_stages
+from test_ray_pool import run_stages
 from lmcore.runtime import ray_pool as cluster
 from lmcore.runtime.executor import open_executor
 from lmcore.errors import report_errors
@@ -169,7 +169,7 @@ class Driver:
     """The stages on the cluster, into the folder `name`, in a process where `change` was done first."""
 
     def __init__(self, project: Path, address: str, name: str, change: str = "") -> None:
-        path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support"), str(Path(__file__).parent)])
         environment = {**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": path}
         code = DRIVER.format(name=name, change=change)
         self.process = subprocess.Popen(
@@ -213,7 +213,7 @@ def test_a_node_that_dies_is_made_up_for(project: Path, address: str, second: No
 def test_a_refusal_on_a_node_is_one_line_here(project: Path, address: str) -> None:
     (project / "bad").mkdir()
     (project / "bad/part-0.parquet").write_bytes(b"nothing")
-    status, error = Driver(project, address, "bad", "from test_cluster import encode_damaged as run_stages").finish()
+    status, error = Driver(project, address, "bad", "from test_ray_pool import encode_damaged as run_stages").finish()
     assert re.fullmatch(r"error: bad/part-0\.parquet is damaged \(.*\): run the prepare stage .*\n", error)
     assert status == 1
 

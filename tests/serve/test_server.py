@@ -25,7 +25,7 @@ from lmcore.serve.params import ServerParams
 from lmcore.serve.server import API_KEY_VARIABLE, bind, read_api_key, serve
 from lmcore.tokenizer.base import Tokenizer
 
-pytestmark = [pytest.mark.xdist_group("serve"), pytest.mark.slow]
+pytestmark = pytest.mark.xdist_group("serve")
 
 
 @pytest.fixture
@@ -102,6 +102,7 @@ def accepts(address: str) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_grace_ends_and_a_second_signal_ends_at_once(launch: Launch) -> None:
     """Two servers at a time: one whose grace is over before its stream, and one that is asked twice."""
     short, patient = (launch("--port", "0", "--max-tokens", "9999999", "--grace", grace) for grace in ("0.5", "600"))
@@ -121,6 +122,7 @@ def test_grace_ends_and_a_second_signal_ends_at_once(launch: Launch) -> None:
         list(streams[1])
 
 
+@pytest.mark.slow
 def test_what_prevents_it_is_one_line(launch: Launch) -> None:
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]

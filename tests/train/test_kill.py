@@ -16,12 +16,11 @@ from pathlib import Path
 import pytest
 from sabotage.trials import TRAIN, Nursery, Project, make_environment, open_nursery
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kill")]  # one process, which has one nursery
+pytestmark = pytest.mark.xdist_group("kill")  # one process, which has one nursery
 
 APPEND = "'a'"  # how metrics.jsonl is opened, among the operations
 # Runs that are the same as TRAIN's up to the end of their trunks, steps 4 and 3.
 SHORT, SHORTER = (TRAIN.model_copy(update={"max_steps": steps}) for steps in (8, 6))
-STOP_SIGNALS = ["INT", "TERM", "HUP"]
 
 
 @dataclass(frozen=True)
@@ -91,11 +90,15 @@ def kill_before_each(turns: list[int], nursery: Nursery, whole: Whole, template:
     assert not wrong, "\n".join(f"{before}*** and again:\n{after}*** wrong: {what}" for before, after, what in wrong)
 
 
-def test_killed_before_any_file_operation(nursery: Nursery, whole: Whole, template: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_killed_before_any_file_operation(
+    nursery: Nursery, whole: Whole, template: Project, tmp_path: Path, most: int
+) -> None:
     assert len(whole.turns) > 90, "there were 104"
-    kill_before_each(sample(whole.turns, most=40), nursery, whole, template, tmp_path)
+    kill_before_each(sample(whole.turns, most), nursery, whole, template, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_any_moment_and_again(nursery: Nursery, whole: Whole, project: Project, seed: int) -> None:
     source, seconds, kills = random.Random(seed), whole.seconds, 0
@@ -112,7 +115,7 @@ def test_killed_at_any_moment_and_again(nursery: Nursery, whole: Whole, project:
     assert project.compare(whole.outcome) == []
 
 
-@pytest.mark.parametrize("damage", ["the newest", "all of them"])
+@pytest.mark.parametrize("damage", ["the newest", pytest.param("all of them", marks=pytest.mark.slow)])
 def test_torn_checkpoints_are_passed_over(nursery: Nursery, whole: Whole, project: Project, damage: str) -> None:
     nursery.run(project, "KILL open metrics.jsonl 11")
     seals = project.find_seals()
@@ -128,6 +131,7 @@ def test_torn_checkpoints_are_passed_over(nursery: Nursery, whole: Whole, projec
     assert project.compare(whole.outcome) == []
 
 
+@pytest.mark.slow
 def test_a_torn_line_of_the_log_is_written_again(nursery: Nursery, whole: Whole, project: Project) -> None:
     nursery.run(project, "KILL open metrics.jsonl 8")
     assert project.read_log()[-1]["step"] == 7
@@ -138,6 +142,7 @@ def test_a_torn_line_of_the_log_is_written_again(nursery: Nursery, whole: Whole,
     assert project.compare(whole.outcome) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_of_three_at_once_those_who_wait_take_over(nursery: Nursery, whole: Whole, project: Project, seed: int) -> None:
     unlocked = turns_before(".lock", whole.operations)[-1] + 1  # the lock is taken once its file is open
@@ -154,6 +159,7 @@ def test_of_three_at_once_those_who_wait_take_over(nursery: Nursery, whole: Whol
     assert not list(project.folder.glob("runs/*.previous")), "it was trained afresh"
 
 
+@pytest.mark.slow
 def test_stopped_for_a_while(nursery: Nursery, whole: Whole, template: Project, tmp_path: Path) -> None:
     for turn in sample(whole.turns, most=3):
         project = template.copy(tmp_path / str(turn))
@@ -165,7 +171,7 @@ def test_stopped_for_a_while(nursery: Nursery, whole: Whole, template: Project, 
         assert project.compare(whole.outcome) == []
 
 
-@pytest.mark.parametrize("name", STOP_SIGNALS)
+@pytest.mark.parametrize("name", ["TERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("INT", "HUP"))])
 def test_a_signal_in_training_saves_and_leaves(nursery: Nursery, whole: Whole, project: Project, name: str) -> None:
     done = 0
     for most in (5, 11):
@@ -181,7 +187,8 @@ def test_a_signal_in_training_saves_and_leaves(nursery: Nursery, whole: Whole, p
     assert project.compare(whole.outcome) == []
 
 
-@pytest.mark.parametrize("name", STOP_SIGNALS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["INT", "TERM", "HUP"])
 def test_a_signal_at_any_moment(nursery: Nursery, whole: Whole, template: Project, tmp_path: Path, name: str) -> None:
     """Before and after training it is abrupt, or comes too late to matter; it is never a traceback."""
     number = signal.Signals[f"SIG{name}"]
@@ -211,6 +218,7 @@ def branching(nursery: Nursery, template: Project, tmp_path_factory: pytest.Temp
     return project
 
 
+@pytest.mark.slow
 def test_killed_as_it_branches_off(nursery: Nursery, whole: Whole, branching: Project, tmp_path: Path) -> None:
     project = branching.copy(tmp_path / "whole")
     training = nursery.run(project, "SHOW * * 0")
@@ -219,6 +227,7 @@ def test_killed_as_it_branches_off(nursery: Nursery, whole: Whole, branching: Pr
     kill_before_each(sample(turns_before(APPEND, training.operations), most=10), nursery, whole, branching, tmp_path)
 
 
+@pytest.mark.slow
 def test_killed_as_it_branches_off_and_then_the_other_run_is_gone(
     nursery: Nursery, whole: Whole, branching: Project, tmp_path: Path
 ) -> None:
@@ -230,6 +239,7 @@ def test_killed_as_it_branches_off_and_then_the_other_run_is_gone(
     assert project.compare(whole.outcome) == []
 
 
+@pytest.mark.slow
 def test_killed_as_a_complete_run_starts_afresh(
     nursery: Nursery, whole: Whole, project: Project, tmp_path: Path
 ) -> None:
@@ -241,6 +251,7 @@ def test_killed_as_a_complete_run_starts_afresh(
     kill_before_each(sample(turns_before(APPEND, training.operations), most=6), nursery, whole, project, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_real_stage_killed_as_it_is_marked_complete(whole: Whole, project: Project) -> None:
     """With nothing left out: MLflow too has every point once, in one run."""
 

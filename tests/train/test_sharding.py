@@ -37,7 +37,7 @@ WAYS = [
 
 def run_in_processes(processes: int, folder: Path, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each job's result; its tensors are in job-N.safetensors."""
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"}
     command = [sys.executable, "-W", "error", "-m", "sharded_training"]
     environment |= {"PROCESSES": str(processes), "JOBS": json.dumps(jobs)}
     subprocess.run(command, cwd=folder, env={**os.environ, **environment}, check=True, timeout=240)
@@ -61,6 +61,21 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
     resumed = [{"sharding": sharding, "first": HALF, "load": "half.safetensors"} for sharding in ("replicate", "full")]
     halves = [{"sharding": sharding, "last": HALF} for sharding in ("replicate", "full")]
     return folder, run_in_processes(2, folder, [*WAYS, *resumed, *halves])
+
+
+def test_two_processes_begin_as_one(alone: Any, tmp_path: Path) -> None:
+    """Ten steps in one way of each kind, and five more from what one process has saved; the whole of it is slow."""
+    half = Training(World(), Job(last=HALF))
+    half.run()
+    save_file({name: tensor.contiguous() for name, tensor in half.collect().items()}, tmp_path / "half.safetensors")
+    resumed = {"sharding": "full", "first": HALF, "last": HALF + 5, "load": "half.safetensors"}
+    begun = [{**way, "last": 10} for way in (WAYS[1], WAYS[4])]
+    *results, gone_on = run_in_processes(2, tmp_path, [*begun, resumed])
+    for result in results:
+        assert result["losses"] == pytest.approx(alone[0]["losses"][:10], rel=1e-5)
+        assert result["norms"] == pytest.approx(alone[0]["norms"][:10], rel=1e-4)
+        assert result["parts_are_equal"]
+    assert gone_on["losses"] == pytest.approx(alone[0]["losses"][HALF : HALF + 5], rel=1e-5)
 
 
 @pytest.mark.slow
