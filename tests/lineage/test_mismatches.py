@@ -191,24 +191,16 @@ def edit_json(project: Project, path: str, edit: Edit) -> None:
             "encode",
             lambda manifest: manifest.update(tokenizer="2" * 64),
             "tokenizer",
-<<<<<<< HEAD
             "data/tokens was made by tokenizer 222222222222, models/tokenizer is ",
-=======
-            "data/tokens were made by tokenizer 222222222222, models/tokenizer is ",
             marks=pytest.mark.slow,
->>>>>>> tests
         ),
         pytest.param(
             "models/gpt/lineage.json",
             "train",
             lambda lineage: lineage.update(run_key="3" * 16),
             "lineage",
-<<<<<<< HEAD
             "names run 3333333333333333, what its lineage.json describes is ",
-=======
-            "names run 3333333333333333, and its own parameters and text make ",
             marks=pytest.mark.slow,
->>>>>>> tests
         ),
     ],
 )
