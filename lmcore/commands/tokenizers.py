@@ -4,14 +4,13 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from lmcore.errors import ArtifactError, DataError
 from lmcore.prepare.documents import Document, NamedText, Rejection, batch, file_type, iterate_named_texts
 from lmcore.prepare.raw_files import Layout, RawFile
 from lmcore.prepare.readers import read_file
-from lmcore.tokenizer.adopted import read_foreign
-from lmcore.tokenizer.base import FILE_NAME, Ids
+from lmcore.tokenizer.adopted import ForeignTokenizer, read_foreign
+from lmcore.tokenizer.base import FILE_NAME, Tokenizer
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokenizer.pretrained import fetch_pretrained, list_pretrained
 from lmcore.train_tokenizer.counts import Tally
@@ -26,30 +25,12 @@ NAME_CHARACTERS = 32
 Cut = tuple[int, str, int, str, str]
 
 
-class Contestant(Protocol):
-    """What is compared: one of our tokenizers, or any that Hugging Face's library reads."""
-
-    vocab_size: int
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, without special tokens."""
-
-    def encode_batch(self, texts: list[str], threads: int | None = None) -> list[Ids]:
-        """`encode` of each text."""
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids."""
-
-    def token_bytes(self, token: int) -> bytes:
-        """How an id is shown."""
-
-
 @dataclass
 class Side:
     """One tokenizer and what it made of the text."""
 
     name: str
-    tokenizer: Contestant
+    tokenizer: Tokenizer | ForeignTokenizer
     total: Tally = field(default_factory=Tally)
     types: dict[str, Tally] = field(default_factory=dict)
     shorter: int = 0  # texts
@@ -70,7 +51,7 @@ class Side:
         return [len(ids) for ids in encoded]
 
 
-def find_tokenizer(name: str) -> Contestant:
+def find_tokenizer(name: str) -> Tokenizer | ForeignTokenizer:
     """The tokenizer in a folder, ours or Hugging Face's, or tiktoken's of this name. Raises ArtifactError."""
     if not Path(name).is_dir():
         if name in list_pretrained():

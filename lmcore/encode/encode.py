@@ -1,7 +1,7 @@
 """Documents to token shards: parts of the text side by side, their tokens in order, resumed after a kill."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,7 +69,11 @@ def encode_splits(
                 encoded = executor.map(partial(work, threads=threads), parts)
                 counted = progress.follow(encoded, sizes[split])
                 with SplitWriter(new, split, params.shard_tokens, dtype, tokenizer.end_of_text) as writer:
-                    join_parts(writer, zip([part.source for part in parts], counted, strict=True))
+                    for source, part_folder in zip([part.source for part in parts], counted, strict=True):
+                        lengths, ids, size = load_part(part_folder)
+                        if len(lengths):
+                            writer.open_document(source)
+                            writer.append(ids, size)
                 if not writer.text_tokens:
                     raise DataError(
                         f"the {split} split holds no text: change prepare.validation_fraction, or give download more "
@@ -107,15 +111,6 @@ def encode_part(
 @lru_cache(maxsize=1)
 def _restore(kind: type[Tokenizer], artefact: bytes) -> Tokenizer:
     return kind(artefact)
-
-
-def join_parts(writer: SplitWriter, parts: Iterable[tuple[str, Path]]) -> None:
-    """Write one split from what `encode_part` made of its parts, each with its source."""
-    for source, folder in parts:
-        lengths, ids, size = load_part(folder)
-        if len(lengths):
-            writer.open_document(source)
-            writer.append(ids, size)
 
 
 def load_part(folder: Path) -> tuple[NDArray[np.uint64], NDArray[Any], int]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -53,10 +52,8 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._finish_shard()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def append(self, tokens: NDArray[Any]) -> None:
         """Add one-dimensional `tokens`, however many."""
@@ -70,7 +67,7 @@ class ShardWriter:
             shard.append(part)
             tokens = tokens[len(part) :]
             if shard.count == self._shard_tokens:
-                self._finish_shard()
+                self.close()
 
     def describe(self, verified: VerifiedFiles) -> list[dict[str, Any]]:
         """The manifest's entry of each shard, once all are closed."""
@@ -79,7 +76,8 @@ class ShardWriter:
             for shard in self._shards
         ]
 
-    def _finish_shard(self) -> None:
+    def close(self) -> None:
+        """End the current shard; the next tokens open another."""
         if self._is_open:
             self._is_open = False
             self._shards[-1].close()
@@ -101,11 +99,9 @@ class SplitWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._documents.close()
-        self._shards.__exit__(kind, error, trace)
+        self._shards.close()
 
     @property
     def text_tokens(self) -> int:

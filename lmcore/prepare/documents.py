@@ -50,7 +50,7 @@ class Document:
     @property
     def id(self) -> str:
         """Its name in the corpus: no other has it, unless a file's own name ends like that of a row."""
-        return self.file if self.row is None else f"{self.file}:{self.row}"
+        return name_row(self.file, self.row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,13 @@ class Rejection:
 
     @property
     def id(self) -> str:
-        """Where it lies, in one word."""
-        return self.file if self.row is None else f"{self.file}:{self.row}"
+        """Its name, as that of a document."""
+        return name_row(self.file, self.row)
+
+
+def name_row(file: str, row: int | None) -> str:
+    """Return the name of what lies in this row of a file, or of the file."""
+    return file if row is None else f"{file}:{row}"
 
 
 Item = TypeVar("Item", Document, Document | Rejection)

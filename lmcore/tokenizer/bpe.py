@@ -164,15 +164,12 @@ def check_bpe(special_tokens: Sequence[str], vocab_size: int | None, digits: int
         raise ValueError(f"train_tokenizer.digits={digits}: must be 1, 2 or 3 for kind bpe")
 
 
-def train_bpe(texts: Iterable[list[str]], special_tokens: Sequence[str], vocab_size: int, digits: int) -> BpeTokenizer:
-    """Return a tokenizer of at most `vocab_size` entries, special tokens included."""
-    return BpeTokenizer.train(texts, vocab_size - len(special_tokens), digits).reserve(special_tokens)
-
-
 BPE_KIND = TokenizerKind(
     reads=("vocab_size", "digits"),
     check=check_bpe,
-    train=train_bpe,
+    train=lambda texts, special_tokens, vocab_size, digits: BpeTokenizer.train(
+        texts, vocab_size - len(special_tokens), digits
+    ).reserve(special_tokens),
     expect=lambda vocab_size, **_: vocab_size,  # fewer where the text is too short for all
     tokenizer=BpeTokenizer,
 )

@@ -34,12 +34,7 @@ class TokenDataset:
 
 def open_dataset(folder: Path, tokenizer: Tokenizer) -> TokenDataset:
     """Raises ArtifactError where a file is missing or of another size, or the tokens are another tokenizer's."""
-    train, validation = (open_split(folder, split, tokenizer) for split in ("train", "validation"))
+    train, validation = (TokenShards.open(folder, split) for split in ("train", "validation"))
+    for shards in (train, validation):
+        shards.require_tokenizer(tokenizer)
     return TokenDataset(train, validation, tokenizer)
-
-
-def open_split(folder: Path, split: str, tokenizer: Tokenizer) -> TokenShards:
-    """One of them; raises as `open_dataset`."""
-    shards = TokenShards.open(folder, split)
-    shards.require_tokenizer(tokenizer)
-    return shards

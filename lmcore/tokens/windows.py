@@ -1,6 +1,6 @@
 """Where training windows begin in a stretch of the stream: side by side, or each at a document."""
 
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,34 +13,15 @@ Packing = Literal["stream", "document"]
 CHUNK_DOCUMENTS = 1 << 14
 
 
-class Windows(Protocol):
-    """The windows of one stretch, each of context_length + 1 tokens."""
-
-    @property
-    def count(self) -> int:
-        """How many there are in an epoch."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of an epoch."""
-
-    @property
-    def lost_tokens(self) -> int:
-        """Tokens between the windows, which no epoch trains on."""
-
-    def find(self, places: NDArray[np.int64], epoch_key: bytes | None) -> NDArray[np.int64]:
-        """Where the windows at `places` begin; `epoch_key` is None in the first epoch."""
-
-
 class StreamWindows:
-    """Window w holds the stretch's tokens [w C, w C + C], C + 1 of them, so that C are targets.
+    """Window w of a stretch holds its tokens [w C, w C + C], C + 1 of them, so that C are targets.
 
     Its last token is the next window's first input. With `jitter` every epoch after the first shifts all windows by an
     offset of its own below C, so that a repeated text is not cut at the same places; the last window stays within the
     text. Without it the tokens after the last whole window, fewer than C, are never trained on.
     """
 
-    lost_tokens = 0
+    lost_tokens = 0  # between the windows, where no epoch trains on them
 
     def __init__(self, source: TokenSource, context_length: int, *, jitter: bool) -> None:
         self.begin, self.tokens = source.begin, source.tokens
@@ -48,7 +29,7 @@ class StreamWindows:
         self.count = self.tokens // context_length
 
     def find(self, places: NDArray[np.int64], epoch_key: bytes | None) -> NDArray[np.int64]:
-        """See `Windows`."""
+        """Return where the windows at `places` begin; `epoch_key` is None in the first epoch."""
         offset = permute(np.zeros(1), self.context_length, epoch_key) if epoch_key and self.jitter else 0
         last = self.begin + self.tokens - self.context_length
         starts: NDArray[np.int64] = np.minimum(self.begin + places * self.context_length + offset, last)
@@ -70,7 +51,7 @@ class DocumentWindows:
         self.lost_tokens = source.tokens - self.tokens
 
     def find(self, places: NDArray[np.int64], epoch_key: bytes | None) -> NDArray[np.int64]:  # noqa: ARG002
-        """See `Windows`: the same in every epoch."""
+        """Return where the windows at `places` begin, in any epoch."""
         return self._starts[places]
 
 
@@ -105,10 +86,10 @@ def _follow(after: NDArray[np.int64], first: int) -> NDArray[np.int64]:
 
 def open_windows(
     shards: TokenShards, source: TokenSource, context_length: int, packing: Packing, *, jitter: bool
-) -> Windows:
+) -> StreamWindows | DocumentWindows:
     """The windows of one stretch of the split. Raises DataError if it has none."""
     if packing == "stream":
-        windows: Windows = StreamWindows(source, context_length, jitter=jitter)
+        windows: StreamWindows | DocumentWindows = StreamWindows(source, context_length, jitter=jitter)
     else:
         windows = DocumentWindows(source, context_length, shards.documents)
     if not windows.count:
