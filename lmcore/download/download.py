@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -38,8 +38,9 @@ def download(params: DownloadParams, folder: Path) -> dict[str, int]:
     """
     gathered = _gather(params)
     wanted = {file.url: file for source in gathered for file in source.remote.values()}
-    if len(wanted) < sum(len(source.remote) for source in gathered):
-        raise DataError(f"download.mix: {_find_twice(gathered)} is in two of the sources: leave it out of one")
+    counts = Counter(file.url for source in gathered for file in source.remote.values())
+    if twice := next((url for url, count in counts.items() if count > 1), None):
+        raise DataError(f"download.mix: {twice} is in two of the sources: leave it out of one")
     cache = project_root() / ".cache" / "downloads"
     with fetch_files(list(wanted.values()), cache) as came, write_folder(folder) as new:
         arrivals = dict(zip(wanted, came, strict=True))
@@ -161,8 +162,3 @@ def find_changes(raw: Path) -> list[str]:
 def _describe(entry: str, licence: str | None) -> dict[str, Any]:
     """What the manifest says of any source: a name, the licence if it is known, its address, its version."""
     return {"name": _short_name(entry), "licence": licence, "url": entry, "version": None}
-
-
-def _find_twice(gathered: Sequence[Gathered]) -> str:
-    counts = Counter(file.url for source in gathered for file in source.remote.values())
-    return next(url for url, count in counts.items() if count > 1)
