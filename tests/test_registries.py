@@ -42,7 +42,7 @@ def make_source(folder: Path) -> Source:
         "b.shout": "the DOG ran",
         "c.txt": "tiny",
         "d.shout": "the END",
-        "e.txt": "the mat",
+        "e.txt": "a mat",
     }
     for name, text in texts.items():
         (folder / name).write_text(text)

@@ -11,7 +11,6 @@ import pytest
 from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
 from imports import ROOT
 from ruamel.yaml import YAML
-from tiny import tokenizer_params
 
 from lmcore.commands import forecast
 from lmcore.commands.edit_params import rewrite
@@ -31,10 +30,8 @@ from lmcore.hardware.resolve import Hardware
 from lmcore.model.params import ModelParams
 from lmcore.params import compare_values, flatten, notify_once, parse_section, read_params
 from lmcore.runtime.progress import show_bytes, show_count, show_duration
-from lmcore.tokenizer.pretrained import PUBLISHED_VOCABULARIES, list_pretrained
 from lmcore.train.memory import FILLED, choose_micro_batch, estimate_memory
 from lmcore.train.params import TrainParams
-from lmcore.train_tokenizer.train_tokenizer import expect_vocabulary, train_tokenizer
 
 FOLDER = ROOT / "recipes"
 RECIPES = list_recipes(FOLDER)
@@ -332,22 +329,6 @@ class TestRewriting:
         assert re.match(r"    block_size: 4 +# masks in a block", *changed)
         apply_recipe(recipe_of(tmp_path, "# None.\nmodel: {diffusion: {block_size: }}\n"), params)
         assert params.read_text() == before
-
-
-def test_vocabularies() -> None:
-    assert sorted(name for name in PUBLISHED_VOCABULARIES if "/" not in name) == list_pretrained()
-    kinds = {"bpe": 300, "byte": 257, "char": 322, "pretrained": 50_257}
-    for kind, expected in kinds.items():
-        assert expect_vocabulary(tokenizer_params(kind, name="gpt2")) == expected
-        reserved = tokenizer_params(kind, name="gpt2", special_tokens=["<|user|>", "<|assistant|>"])
-        assert expect_vocabulary(reserved) == (300 if kind == "bpe" else expected + 2)
-
-
-def test_the_vocabulary_of_a_folder_is_read(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(tokenizer_params("bpe", vocab_size=270), [["the cat sat on the mat"]])
-    tokenizer.save(tmp_path)
-    params = tokenizer_params("pretrained", name=f"{tmp_path}")
-    assert expect_vocabulary(params) == tokenizer.vocab_size
 
 
 def test_figures_are_short() -> None:
