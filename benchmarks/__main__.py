@@ -5,13 +5,12 @@ python -m benchmarks.encode --help      # options of one
 """
 
 import ast
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmcore.errors import LmcoreError, ParameterError
+from lmcore.errors import LmcoreError, ParameterError, suggest
 
 FOLDER = Path(__file__).parent
 
@@ -33,9 +32,8 @@ def run_benchmark(name: str, arguments: Sequence[str]) -> None:
     """Run one of the benchmarks. Raises ParameterError for an unknown name."""
     known = list_benchmarks()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        raise ParameterError(f"benchmark {name!r}: must be one that python -m benchmarks lists, {hint}")
+        hint = suggest(name, known, "known are")
+        raise ParameterError(f"benchmark {name!r}: must be one that python -m benchmarks lists,{hint}")
     importlib.import_module(f"benchmarks.{name}").main(arguments)
 
 

@@ -24,14 +24,20 @@ import torch
 
 from benchmarks.steps import SHAPES, gpt2_params
 from benchmarks.timing import alternate, measure_seconds
-from lmcore.evaluate.benchmark_formats import Item, read_items
-from lmcore.evaluate.benchmarks import SuiteFile
-from lmcore.evaluate.multiple_choice import DELIMITER, measure_suite
+from lmcore.evaluate.benchmark_formats import HELLASWAG, Item, read_items
+from lmcore.evaluate.benchmarks import BenchmarkFile
+from lmcore.evaluate.multiple_choice import DELIMITER, measure_benchmark
 from lmcore.export.hugging_face import write_hugging_face
 from lmcore.model.gpt import GPT
 from lmcore.model.save_load import load_model
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokenizer.load import load_tokenizer
+
+try:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+except ImportError:
+    sys.exit("benchmarks.choice needs lm-evaluation-harness: pip install -e '.[eval]'")
 
 SPREAD = 3.0  # times the initial weights: a model that has opinions, so that no two choices are equally likely
 
@@ -71,10 +77,10 @@ def export(shape: str, tokenizer: Tokenizer, folder: Path) -> None:
 def compare(shape: str, folder: Path, tokenizer: Tokenizer, items: list[Item], options: argparse.Namespace) -> None:
     """Check that both sides agree, time them in turns and print one row."""
     theirs = HFLM(str(folder), backend="causal", device="cpu", batch_size=options.batch_size, dtype="float32")
-    ours, suite = load_model(folder), SuiteFile("hellaswag", options.items, "")
+    ours, file = load_model(folder), BenchmarkFile("hellaswag", options.items, "")
     sides = {
         "hf": partial(measure_theirs, theirs, items),
-        "lmcore": partial(measure_suite, ours, tokenizer, suite, len(items), options.batch_size),
+        "lmcore": partial(measure_benchmark, ours, tokenizer, file, len(items), options.batch_size),
     }
     expected, found = (side() for side in sides.values())
     for name, value in expected.items():

@@ -3,11 +3,11 @@
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from lmcore.encode.encode import encode_splits
 from lmcore.encode.params import EncodeParams
+from lmcore.files import fingerprint
 from lmcore.tokenizer.base import Tokenizer
 
 
@@ -32,10 +32,7 @@ class TextsInMemory:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of all texts."""
-        digest = sha256()
-        for text in (text.encode() for batch in self.batches for text in batch):
-            digest.update(len(text).to_bytes(8, "big") + text)
-        return digest.hexdigest()
+        return fingerprint(self.batches)
 
     def read(self) -> Iterator[list[str]]:
         """Return the batches."""

@@ -18,7 +18,7 @@ from benchmarks.turns import Build, Draw, Step, time_in_turns
 from lmcore.model.gpt import GPT
 from lmcore.model.params import DiffusionParams, ModelParams
 from lmcore.train.params import TrainParams
-from lmcore.train.tidar_blocks import choose_blocks
+from lmcore.train.tidar_blocks import choose_mask_blocks
 
 ENTRIES, BATCH, CONTEXT = 65, 16, 128
 LAST_STEP = 9  # of ten: one with masks
@@ -54,7 +54,7 @@ def build_side(shape: str, block: int, compiled: bool, fraction: float) -> tuple
     def draw() -> Tensor:
         return torch.randint(ENTRIES, (BATCH, CONTEXT + 1), generator=generator)
 
-    choose = partial(choose_blocks, model_params, 1, LAST_STEP + 1, BATCH, LAST_STEP)
+    choose = partial(choose_mask_blocks, model_params, 1, LAST_STEP + 1, BATCH, LAST_STEP)
     model, hardware = GPT(model_params, ENTRIES, seed=1), plain_hardware(BATCH, compiled=compiled)
     return build_step(model, params, hardware, choose_blocks=choose), draw
 

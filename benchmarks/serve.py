@@ -30,6 +30,11 @@ from lmcore.model.gpt import GPT
 from lmcore.model.save_load import save_model
 from lmcore.tokenizer.byte import ByteTokenizer
 
+try:
+    import httpx
+except ImportError:
+    sys.exit("benchmarks.serve needs httpx: pip install httpx")
+
 CONTEXT_LENGTH = 256
 
 

@@ -121,9 +121,10 @@ def train_ours(model_params: ModelParams, params: TrainParams, dataset: TokenDat
     """Train in a folder of its own; return the validation loss and the seconds."""
     torch.compiler.reset()
     started = time.perf_counter()
-    hardware = plan_hardware(HardwareParams(), read_params(), params, model_params, dataset)
     model = GPT(model_params, dataset.train.vocab_size, params.seed, end_of_text=dataset.train.end_of_text)
     batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
+    request, settings = HardwareParams(), read_params()
+    claim_device(request, settings)
     context = plan_run(request, settings, params, model_params, batches, World())
     model = GPT(model_params, dataset.train.vocab_size, params.seed, end_of_text=dataset.train.end_of_text)
 

@@ -20,10 +20,9 @@ import numpy as np
 import torch
 
 from benchmarks.timing import alternate
-from lmcore.generate.decoder import Decoder, Request, Tally
-from lmcore.generate.params import DecoderKind
-from lmcore.generate.quantize import convert_weights
-from lmcore.generate.samples import open_decoder
+from lmcore.generate.decoder import Decoder, DecodingStats, Request
+from lmcore.generate.open_decoder import open_decoder
+from lmcore.generate.quantize import WEIGHT_TYPES, convert_weights
 from lmcore.generate.sampling import Sampling
 from lmcore.model.save_load import load_model
 from lmcore.tokenizer.load import load_tokenizer
@@ -66,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(describe(side, measured[-1][1], [seconds for seconds, _ in measured], plain))
 
 
-def measure(decoder: Decoder, requests: list[Request]) -> tuple[float, Tally]:
+def measure(decoder: Decoder, requests: list[Request]) -> tuple[float, DecodingStats]:
     """Return the seconds of decoding, and its counts."""
-    decoder.tally = Tally()
+    decoder.stats = DecodingStats()
     started = time.perf_counter()
     decode(decoder, requests)
-    return time.perf_counter() - started, decoder.tally
+    return time.perf_counter() - started, decoder.stats
 
 
 def build(arguments: argparse.Namespace) -> tuple[list[Request], dict[str, Decoder]]:

@@ -73,9 +73,9 @@ class Setup:
 def prepare(tokens: Path, tokenizer: Path, *, eager: bool) -> Setup:
     """Build everything up to the first step."""
     params, model_params = TrainParams(), ModelParams()
-    request = HardwareParams(compile=False if eager else None)
+    request, settings = HardwareParams(compile=False if eager else None), read_params()
+    claim_device(request, settings)
     dataset = open_dataset(tokens, load_tokenizer(tokenizer))
-    hardware = plan_hardware(request, read_params(), params, model_params, dataset)
     batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
     context = plan_run(request, settings, params, model_params, batches, World())
     model = GPT(model_params, dataset.train.vocab_size, params.seed, end_of_text=dataset.train.end_of_text)

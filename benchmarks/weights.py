@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     tokenizer = load_tokenizer(options.model)
     validation = open_dataset(options.tokens, tokenizer).validation
-    for kind in get_args(Weights):
+    for kind in WEIGHT_TYPES:
         model = convert_weights(load_model(options.model), kind)
         loss = measure_loss(model, validation, tokenizer.byte_lengths, None, WINDOWS_AT_ONCE)
         print(f"{kind:9} {loss.loss:.6f} nats per token, {loss.bits_per_byte:.6f} bits per byte")
