@@ -1,4 +1,4 @@
-"""Batches: tokens per second from a warm memory map, and the first batch of ten billion tokens, in one process.
+"""Batches: tokens per second from a warm memory map, and the time to the first batch of ten billion tokens.
 
     python -m benchmarks.batches
 
@@ -6,9 +6,8 @@ The aims: 50 million tokens per second at every shape, the first batch within 0.
 text. The ten billion tokens are sparse files: their manifest, their sizes and their table of documents are real.
 """
 
+import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
+from benchmarks.timing import run_apart
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.shards import MANIFEST, TokenShards
 
@@ -26,14 +27,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "document": {"packing": "document"},
     "mixture": {"mixture": {"one": 0.7, "two": 0.3}},
 }
-SECONDS = 1.0
 ROUNDS = 5
 VOCAB_SIZE, END_OF_TEXT = 50_257, 50_256
 DOCUMENT = 800  # tokens of each, on average
 
 
 def write_shards(folder: Path, tokens: int, shard_tokens: int, *, sparse: bool) -> None:
-    """A split `train` of two sources; `sparse` leaves the ids to be zeros that take no disk."""
+    """Write a split `train` of two sources; the ids of `sparse` shards are zeros that take no disk space."""
     generator = np.random.default_rng(0)
     documents = np.cumsum(generator.integers(1, 2 * DOCUMENT, tokens // DOCUMENT), dtype=np.uint64)
     documents = np.concatenate([np.zeros(1, np.uint64), documents[documents < tokens - 1]])
@@ -57,14 +57,16 @@ def write_shards(folder: Path, tokens: int, shard_tokens: int, *, sparse: bool) 
     (folder / MANIFEST).write_text(json.dumps({**manifest, "splits": {"train": entry}}))
 
 
-def measure_speed(shards: TokenShards, batch_size: int, context_length: int, way: dict[str, Any]) -> float:
-    """Tokens per second of `Batches.at`, the best round of several."""
+def measure_speed(
+    shards: TokenShards, batch_size: int, context_length: int, way: dict[str, Any], seconds: float
+) -> float:
+    """Return the tokens per second of `Batches.at`, the best of ROUNDS, which take `seconds` together."""
     batches = Batches(shards, batch_size, context_length, seed=1, **way)
     steps = 0
     best = 0.0
     for _ in range(ROUNDS):
         first, start = steps, time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < SECONDS / ROUNDS:
+        while (elapsed := time.perf_counter() - start) < seconds / ROUNDS:
             batches.at(steps)
             steps += 1
         best = max(best, (steps - first) * batches.tokens_per_step / elapsed)
@@ -72,43 +74,57 @@ def measure_speed(shards: TokenShards, batch_size: int, context_length: int, way
 
 
 def measure_start(folder: Path, way: str) -> list[str]:
-    """Of a fresh process: seconds to open, to the first batch, to a thousand batches; MB of memory of its own."""
-    program = (
-        "import sys, time, json, psutil; from pathlib import Path; from lmcore.tokens.batches import Batches\n"
-        "from lmcore.tokens.shards import TokenShards\n"
-        "process = psutil.Process(); own = lambda: process.memory_info().rss - process.memory_info().shared\n"
-        "before, start = own(), time.perf_counter()\n"
-        "shards = TokenShards.open(Path(sys.argv[1]), 'train'); opened = time.perf_counter() - start\n"
-        "batches = Batches(shards, 16, 1024, 1, **json.loads(sys.argv[2]))\n"
-        "batches.at(0); first = time.perf_counter() - start\n"
-        "for step in range(1000): batches.at(step)\n"
-        "print(f'{opened:.3f} {first:.3f} {time.perf_counter() - start:.2f} {(own() - before) / 1e6:.1f}')\n"
-    )
-    command = [sys.executable, "-c", program, str(folder), json.dumps(WAYS[way])]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    """Return the seconds to open, to the first batch and to the 1,001st, and the MB of memory that they took."""
+    process = psutil.Process()
+
+    def own() -> int:
+        memory = process.memory_info()
+        return int(memory.rss - memory.shared)
+
+    before, start = own(), time.perf_counter()
+    shards = TokenShards.open(folder, "train")
+    opened = time.perf_counter() - start
+    batches = Batches(shards, 16, 1024, 1, **WAYS[way])
+    batches.at(0)
+    first = time.perf_counter() - start
+    for step in range(1000):
+        batches.at(step)
+    return [f"{opened:.3f}", f"{first:.3f}", f"{time.perf_counter() - start:.2f}", f"{(own() - before) / 1e6:.1f}"]
 
 
 def print_row(name: str, values: Sequence[str]) -> None:
-    """Columns of ten."""
+    """Print columns of ten characters."""
     print(f"{name:12}" + "".join(f"{value:>10}" for value in values), flush=True)
 
 
-def main() -> None:
-    """Two tables: the speeds, and the starts."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print two tables: the speeds, and the starts, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=200_000_000, help="in memory")
+    parser.add_argument("--sparse", type=int, default=10_000_000_000, help="tokens of the sparse files")
+    parser.add_argument("--shard", type=int, default=10_000_000, help="tokens of a file")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement of speed")
+    parser.add_argument("--start", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.start:
+        print(json.dumps(measure_start(Path(options.start[0]), options.start[1])))
+        return
     with tempfile.TemporaryDirectory() as folder:
-        write_shards(Path(folder), 200_000_000, 10_000_000, sparse=False)
+        write_shards(Path(folder), options.tokens, options.shard, sparse=False)
         shards = TokenShards.open(Path(folder), "train")
-        shards.read_windows(list(range(0, 199_000_000, 1_000_000)), 1_000_000)  # warm
-        print("million tokens per second of Batches.at, one process, 200 million tokens in memory")
+        piece = options.tokens // 200
+        shards.read_windows(list(range(0, options.tokens - piece, piece)), piece)  # warm
+        print(f"million tokens per second of Batches.at, one process, {options.tokens:,} tokens in memory")
         print_row("", [f"{batch}x{context}" for batch, context in SHAPES])
         for name, way in WAYS.items():
-            print_row(name, [f"{measure_speed(shards, *shape, way) / 1e6:.0f}" for shape in SHAPES])
+            speeds = [measure_speed(shards, *shape, way, options.seconds) for shape in SHAPES]
+            print_row(name, [f"{speed / 1e6:.0f}" for speed in speeds])
     with tempfile.TemporaryDirectory() as folder:
-        write_shards(Path(folder), 10_000_000_000, 10_000_000, sparse=True)
-        print("\n10 billion tokens in 1,000 shards, 16x1024: seconds until, and MB of a process of its own")
+        write_shards(Path(folder), options.sparse, options.shard, sparse=True)
+        print(f"\n{options.sparse:,} tokens, 16x1024: seconds until, and MB of a process of its own")
         print_row("", ["opened", "1st batch", "1,001st", "MB"])
         for name in WAYS:
-            print_row(name, measure_start(Path(folder), name))
+            print_row(name, run_apart("benchmarks.batches", "--start", folder, name))
 
 
 if __name__ == "__main__":

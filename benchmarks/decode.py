@@ -1,16 +1,16 @@
-"""Decoding beside Hugging Face's `generate` and nanoGPT's `sample`: the same weights and prompt, greedy, in turns.
+"""Tokens per second of decoding beside Hugging Face's `generate` and nanoGPT's `sample`, same weights and prompt.
 
     git clone https://github.com/karpathy/nanoGPT ../nanoGPT
     python -m benchmarks.decode --nanogpt ../nanoGPT                     # 10.6M parameters, 250 tokens of characters
     python -m benchmarks.decode --shape 124m --rounds 3                  # GPT-2's size, without nanoGPT
     python -m benchmarks.decode --sides lmcore lmcore,64 lmcore,compiled lmcore,64,compiled    # 64 texts over one
 
-A side is `nanoGPT`, `transformers`, or `lmcore` with what follows: `int8` weights, the `compiled` step, a number of
-texts at once. All say the same text (int8 nearly), which is checked first. Run it on a quiet machine.
+A side is `nanoGPT`, `transformers`, or `lmcore` and options after commas: `int8` weights, the `compiled` step, a number
+of texts at once. All decode greedily, in turns, and give the same text (int8 nearly), which is checked first.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.nanogpt import build_nanogpt, copy_weights, load_module, shape_params, use_tanh_gelu
+from benchmarks.nanogpt import build_nanogpt, copy_weights, use_tanh_gelu
+from benchmarks.steps import SHAPES, gpt2_params
 from benchmarks.turns import Draw, Step, time_in_turns
 from lmcore.export.transformers_reference import import_transformers
 from lmcore.generate.decoder import Decoder, Request
@@ -29,21 +30,20 @@ from lmcore.generate.sampling import Sampling
 from lmcore.model.gpt import GPT
 from lmcore.model.hf_mapping import config_values, named_weights
 
-VOCABULARY = {"10m": 65, "124m": 50_257}
 PROMPT = [1, 2, 3, 4, 5]
 NEVER = -1
 Generate = Callable[[], list[int]]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Compare the texts, the first tokens with the last ones, then the speed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT; without it that side is left out")
-    parser.add_argument("--shape", choices=VOCABULARY, default="10m")
+    parser.add_argument("--shape", choices=SHAPES, default="10m")
     parser.add_argument("--tokens", type=int, default=250, help="new ones of each text")
     parser.add_argument("--sides", nargs="+")
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if "nanoGPT" in (arguments.sides or []) and not arguments.nanogpt:
         parser.error("the side nanoGPT needs --nanogpt")
     default = ["transformers", "lmcore", "lmcore,compiled", "lmcore,int8", "lmcore,int8,compiled", "lmcore,64"]
@@ -88,10 +88,10 @@ def build_step(arguments: argparse.Namespace, side: str) -> tuple[Step, Draw]:
 
 
 def build_side(arguments: argparse.Namespace, side: str) -> Generate:
-    """What makes the new tokens of a text, of the first one where there are several."""
+    """Return a function that decodes a text, or the first one where there are several."""
     model = build_model(arguments)
     if side == "nanoGPT":
-        nanogpt = build_nanogpt(load_module(arguments.nanogpt / "model.py"), model.params, model.vocab_size).eval()
+        nanogpt = build_nanogpt(arguments.nanogpt, model.params, model.vocab_size).eval()
         copy_weights(model, nanogpt)
         use_tanh_gelu(nanogpt)
         return partial(run_nanogpt, nanogpt, arguments.tokens)
@@ -111,8 +111,8 @@ def build_side(arguments: argparse.Namespace, side: str) -> Generate:
 
 def build_model(arguments: argparse.Namespace) -> GPT:
     """The same weights for every side, large enough that the text is not one token over and over."""
-    params = shape_params(arguments.shape).model_copy(update={"context_length": len(PROMPT) + arguments.tokens})
-    model = GPT(params, VOCABULARY[arguments.shape], seed=1).eval()
+    params = gpt2_params(arguments.shape, context_length=len(PROMPT) + arguments.tokens)
+    model = GPT(params, 50_257 if arguments.shape == "124m" else 65, seed=1).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.mul_(4 if weight.dim() > 1 and "embedding" not in name else 1)

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of importing and exporting a model, each in a process of its own, beside its size in memory.
+"""Seconds and peak memory of importing and exporting a model, each in a process of its own.
 
     python -m benchmarks.models                  # GPT-2's shape, 124M parameters, random weights
     python -m benchmarks.models --layers 4 --width 256 --rounds 3
@@ -11,19 +11,19 @@ import argparse
 import itertools
 import json
 import string
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from benchmarks.timing import alternate, run_apart
 from lmcore.export.hugging_face import export_model
 from lmcore.export.params import ExportParams
 from lmcore.hardware.measure import peak_memory_bytes
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
 from lmcore.model.save_load import load_model, save_model
-from lmcore.params import parse_section, read_section
 from lmcore.tokenizer.bpe import PATTERN, BpeTokenizer
 
 EXPORTS: dict[str, str | None] = {
@@ -47,16 +47,24 @@ def make_tokenizer(entries: int) -> BpeTokenizer:
 
 
 def save_random(folder: Path, layers: int, width: int, entries: int) -> None:
-    """A model with GPT-2's blocks and random weights."""
-    gpt2 = {"norm": "layernorm", "position": "learned", "mlp": "gelu", "qk_norm": False, "bias": True}
-    shape = {"n_layers": layers, "n_heads": width // 64, "d_model": width, "context_length": 1024}
-    params = parse_section(ModelParams, "model", {**read_section(ModelParams, "model").model_dump(), **gpt2, **shape})
+    """Save a model with GPT-2's blocks and random weights, and a tokenizer."""
+    params = ModelParams(
+        n_layers=layers,
+        n_heads=width // 64,
+        d_model=width,
+        context_length=1024,
+        norm="layernorm",
+        position="learned",
+        mlp="gelu",
+        qk_norm=False,
+        bias=True,
+    )
     save_model(folder, GPT(params, entries, seed=1), {})
     make_tokenizer(entries).save(folder)
 
 
 def run_task(task: str, folder: Path) -> None:
-    """What is measured, in this process; prints its seconds and the peak of its memory in bytes."""
+    """Run a task in this process; print its seconds and the peak of its memory in bytes."""
     before = peak_memory_bytes()
     started = time.perf_counter()
     if task.startswith("import"):
@@ -68,16 +76,17 @@ def run_task(task: str, folder: Path) -> None:
     print(json.dumps({"seconds": seconds, "before": before, "peak": peak_memory_bytes()}))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure each task, several times in turn, and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--entries", type=int, default=50_257)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.task:
         run_task(options.task, options.folder)
         return
@@ -86,15 +95,9 @@ def main() -> None:
         save_random(folder / "gpt", options.layers, options.width, options.entries)
         size = (folder / "gpt" / "model.safetensors").stat().st_size
         print(f"{size / 1e6:.0f} MB of weights in fp32")
-        run = [sys.executable, "-m", "benchmarks.models", "--folder", place, "--task"]
-        subprocess.run(
-            [*run, "export to Hugging Face"], check=True, capture_output=True
-        )  # and what it leaves is imported
-        found: dict[str, list[dict[str, float]]] = {task: [] for task in TASKS}
-        for _ in range(options.rounds):
-            for task in TASKS:
-                output = subprocess.run([*run, task], check=True, capture_output=True, text=True).stdout
-                found[task].append(json.loads(output.splitlines()[-1]))
+        run = partial(run_apart, "benchmarks.models", "--folder", place, "--task")
+        run("export to Hugging Face")  # leaves what the import reads
+        found = alternate({task: partial(run, task) for task in options.tasks}, options.rounds)
         for task, results in found.items():
             result = sorted(results, key=lambda each: each["seconds"])[len(results) // 2]
             grown = result["peak"] - result["before"]

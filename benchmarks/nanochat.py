@@ -1,4 +1,4 @@
-"""The training step beside nanochat's: its model and optimizer, and ours of the same size, in turns.
+"""Training step beside nanochat's model and optimizer, at the same size.
 
     git clone https://github.com/karpathy/nanochat ../nanochat
     python -m benchmarks.nanochat --nanochat ../nanochat
@@ -12,6 +12,7 @@ that `auto` gives for a long run. nanochat's model has value embeddings and some
 import argparse
 import importlib
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,85 +20,64 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.nanogpt import device, step_ours
+from benchmarks.steps import SHAPES, auto_hardware, build_step, device
 from benchmarks.turns import Build, Draw, Step, time_in_turns
-from lmcore.hardware.distributed import World
-from lmcore.hardware.params import HardwareParams
-from lmcore.hardware.resolve import resolve_hardware
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
-from lmcore.params import parse_section, read_params, read_section
 from lmcore.train.params import TrainParams
-from lmcore.train.trainer import build_state
 
-LAYERS, HEADS, WIDTH, ENTRIES, CONTEXT, BATCH = 6, 6, 384, 4096, 256, 16
+ENTRIES, BATCH = 4096, 16
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Time both, and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanochat", type=Path, required=True, help="a checkout of nanochat")
+    parser.add_argument("--shape", choices=SHAPES, default="10m")
+    parser.add_argument("--eager", action="store_true", help="neither side compiled")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
-    arguments = parser.parse_args()
-    sides: dict[str, Build] = {"nanochat": partial(build_theirs, arguments.nanochat), "lmcore": build_ours}
+    arguments = parser.parse_args(argv)
+    shape, eager = arguments.shape, arguments.eager
+    sides: dict[str, Build] = {
+        "nanochat": partial(build_theirs, arguments.nanochat, shape, eager),
+        "lmcore": partial(build_ours, shape, eager),
+    }
     timings = time_in_turns(sides, arguments.rounds, arguments.steps)
+    tokens = BATCH * SHAPES[shape]["context_length"]
     for name, timing in timings.items():
-        print(f"{name}: {1e3 * timing.seconds:.0f} ms a step, {BATCH * CONTEXT / timing.seconds:,.0f} tokens/s")
+        print(f"{name}: {1e3 * timing.seconds:.0f} ms a step, {tokens / timing.seconds:,.0f} tokens/s")
     print(f"lmcore is {timings['nanochat'].seconds / timings['lmcore'].seconds:.2f} x")
 
 
-def make_draw() -> Draw:
-    """The same batches in each process."""
+def make_draw(context: int) -> Draw:
+    """Return a source of the same batches in each process."""
     generator = torch.Generator().manual_seed(1)
-    return lambda: torch.randint(ENTRIES, (BATCH, CONTEXT + 1), generator=generator)
+    return lambda: torch.randint(ENTRIES, (BATCH, context + 1), generator=generator)
 
 
-def build_ours() -> tuple[Step, Draw]:
-    """One whole update of ours."""
-    model_params = parse_section(
-        ModelParams,
-        "model",
-        {
-            "n_layers": LAYERS,
-            "n_heads": HEADS,
-            "n_kv_heads": None,
-            "d_model": WIDTH,
-            "d_head": None,
-            "d_ff": None,
-            "context_length": CONTEXT,
-            "dropout": 0.0,
-            "norm": "rmsnorm",
-            "norm_epsilon": None,
-            "position": "rope",
-            "rope_base": 10_000.0,
-            "mlp": "relu2",
-            "qk_norm": True,
-            "bias": False,
-            "tie_embeddings": False,
-            "logit_softcap": 15.0,
-            "document_mask": False,
-        },
-    )
-    request = read_section(HardwareParams, "hardware").model_copy(update={"micro_batch_size": BATCH})
-    hardware = resolve_hardware(request, read_params(), BATCH, CONTEXT, 1e18)
+def build_ours(shape: str, eager: bool) -> tuple[Step, Draw]:
+    """Return one whole update of ours."""
+    model_params = ModelParams(**SHAPES[shape], mlp="relu2", tie_embeddings=False, logit_softcap=15.0)
+    hardware = auto_hardware(BATCH, model_params.context_length, eager=eager)
     print(f"lmcore: {hardware.precision}, compiled: {hardware.compile}")
-    params = read_section(TrainParams, "train").model_copy(update={"optimizer": "muon", "grad_clip": 1.0})
-    state = build_state(GPT(model_params, ENTRIES, seed=1), params, hardware, World())
-    return step_ours(state, hardware, params), make_draw()
+    params = TrainParams(optimizer="muon")
+    step = build_step(GPT(model_params, ENTRIES, seed=1), params, hardware)
+    return step, make_draw(model_params.context_length)
 
 
-def build_theirs(checkout: Path) -> tuple[Step, Draw]:
-    """One whole update as nanochat's base_train.py does it."""
+def build_theirs(checkout: Path, shape: str, eager: bool) -> tuple[Step, Draw]:
+    """Return one whole update as nanochat's base_train.py does it."""
+    sizes = SHAPES[shape]
     sys.path.insert(0, str(checkout))
     theirs = importlib.import_module("nanochat.gpt")
     config = theirs.GPTConfig(
-        sequence_len=CONTEXT,
+        sequence_len=sizes["context_length"],
         vocab_size=ENTRIES,
-        n_layer=LAYERS,
-        n_head=HEADS,
-        n_kv_head=HEADS,
-        n_embd=WIDTH,
+        n_layer=sizes["n_layers"],
+        n_head=sizes["n_heads"],
+        n_kv_head=sizes["n_heads"],
+        n_embd=sizes["d_model"],
         window_pattern="L",
     )
     with torch.device("meta"):
@@ -105,8 +85,8 @@ def build_theirs(checkout: Path) -> tuple[Step, Draw]:
     model.to_empty(device=device())
     model.init_weights()
     optimizer = model.setup_optimizer()
-    compiled: Any = torch.compile(model, dynamic=False)
-    print(f"nanochat: {theirs.COMPUTE_DTYPE}, compiled: True")
+    compiled: Any = model if eager else torch.compile(model, dynamic=False)
+    print(f"nanochat: {theirs.COMPUTE_DTYPE}, compiled: {not eager}")
 
     def step(windows: Tensor) -> float:
         windows = windows.to(device())
@@ -116,7 +96,7 @@ def build_theirs(checkout: Path) -> tuple[Step, Draw]:
         model.zero_grad(set_to_none=True)
         return float(loss.item())
 
-    return step, make_draw()
+    return step, make_draw(sizes["context_length"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The training step beside nanoGPT's: same model, batches and optimizer, in turns, in a process each.
+"""Training step beside nanoGPT's: same model, batches and optimizer.
 
     git clone https://github.com/karpathy/nanoGPT ../nanoGPT
     python -m benchmarks.nanogpt --nanogpt ../nanoGPT --text tinyshakespeare.txt            # 10.6M, 16 x 256 characters
@@ -13,6 +13,7 @@ on a quiet machine; `--sides lmcore` leaves the other side and the comparison ou
 import argparse
 import importlib.util
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,22 +24,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.steps import SHAPES, auto_hardware, build_step, device, gpt2_params
 from benchmarks.turns import Draw, Step, Timing, time_in_turns
-from lmcore.hardware.distributed import World
 from lmcore.hardware.measure import measure_peak_flops
-from lmcore.hardware.params import HardwareParams
-from lmcore.hardware.resolve import Hardware, resolve_hardware
+from lmcore.hardware.resolve import Hardware
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
-from lmcore.params import parse_section, read_params, read_section
 from lmcore.train.params import TrainParams
 from lmcore.train.schedule import estimate_flops
-from lmcore.train.state import TrainState
-from lmcore.train.step import Batch, accumulate_gradients, update_weights
-from lmcore.train.trainer import build_state
 
 LEARNING_RATE = 1e-4  # small: at 1e-3 without a warm-up the loss jumps, and rounding grows to 0.1 in 20 steps
-SHAPES = {"10m": (6, 6, 384, 256), "124m": (12, 12, 768, 256)}  # layers, heads, width, context
+# nanoGPT's optimizer.
+PARAMS = TrainParams(beta2=0.99)
 # Our names of weights and nanoGPT's.
 NAMES = {
     "token_embedding": "transformer.wte",
@@ -54,22 +51,25 @@ NAMES = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Compare the losses, then the speed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, for that side")
     parser.add_argument("--text", type=Path, required=True, help="a text file, taken by characters")
     parser.add_argument("--shape", choices=SHAPES, default="10m")
     parser.add_argument("--batch", type=int, default=16, help="sequences")
     parser.add_argument("--vocabulary", type=int, help="entries; by default as many as the text has characters")
     parser.add_argument("--sides", nargs="+", choices=["nanoGPT", "lmcore"], default=["nanoGPT", "lmcore"])
+    parser.add_argument("--eager", action="store_true", help="not compiled")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if "nanoGPT" in arguments.sides and not arguments.nanogpt:
+        parser.error("the side nanoGPT needs --nanogpt")
     contest = open_contest(arguments)
     if len(arguments.sides) == 2:
         compare_losses(contest)
-    hardware = choose_hardware(contest)
+    hardware = contest.hardware
     peak = measure_peak_flops(hardware.device, hardware.precision)
     print(f"lmcore trains in {hardware.precision}, compiled: {hardware.compile}; here {peak / 1e9:,.0f} GFLOP/s")
     sides = {name: partial(build_side, arguments, name) for name in arguments.sides}
@@ -78,37 +78,39 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Contest:
-    """What both sides have in common."""
+    """The settings that both sides have in common."""
 
-    theirs: ModuleType
+    nanogpt: Path
     model_params: ModelParams
     vocab_size: int
     batch_size: int
     draw: Draw
+    hardware: Hardware  # of ours
 
 
 def open_contest(arguments: argparse.Namespace) -> Contest:
-    """Draws the same batches in each process."""
+    """Return the settings; batches are the same in each process."""
     tokens, vocab_size = read_tokens(arguments.text)
-    model_params = shape_params(arguments.shape)
+    model_params = gpt2_params(arguments.shape)
     context, generator = model_params.context_length, np.random.default_rng(1)
 
     def draw() -> Tensor:
         starts = generator.integers(0, len(tokens) - context - 1, arguments.batch)
         return torch.from_numpy(np.stack([tokens[start : start + context + 1] for start in starts]))
 
-    theirs = load_module(arguments.nanogpt / "model.py")
-    return Contest(theirs, model_params, arguments.vocabulary or vocab_size, arguments.batch, draw)
+    hardware = auto_hardware(arguments.batch, context, eager=arguments.eager)
+    return Contest(arguments.nanogpt, model_params, arguments.vocabulary or vocab_size, arguments.batch, draw, hardware)
 
 
 def compare_losses(contest: Contest) -> None:
     """Twenty steps in fp32 from the same weights over the same batches."""
     hardware = Hardware("cpu", device(), "fp32", contest.batch_size, compile=False, compile_reason="", threads=1)
-    state = make_ours(contest, hardware)
+    model = GPT(contest.model_params, contest.vocab_size, seed=1)
+    ours = build_step(model, PARAMS, hardware, learning_rate=LEARNING_RATE)
     other, optimizer = make_theirs(contest)
-    copy_weights(state.model, other)
+    copy_weights(model, other)
     use_tanh_gelu(other)
-    ours, nanogpt = step_ours(state, hardware, train_params()), step_theirs(other, optimizer, autocast=False)
+    nanogpt = step_theirs(other, optimizer, autocast=False)
     differences = []
     for _ in range(20):
         windows = contest.draw()
@@ -117,7 +119,7 @@ def compare_losses(contest: Contest) -> None:
 
 
 def report(timings: dict[str, Timing], contest: Contest, peak: float) -> None:
-    """Print what each side makes of a machine of `peak` FLOP/s; all take the whole batch at once."""
+    """Print the rates of each side and their shares of `peak` FLOP/s; all take the whole batch at once."""
     tokens = contest.batch_size * contest.model_params.context_length
     flops = estimate_flops(GPT.outline(contest.model_params, contest.vocab_size).count_parameters(), tokens)
     for name, timing in timings.items():
@@ -130,48 +132,27 @@ def report(timings: dict[str, Timing], contest: Contest, peak: float) -> None:
         print(f"lmcore is {timings['nanoGPT'].seconds / timings['lmcore'].seconds:.2f} x")
 
 
-def choose_hardware(contest: Contest) -> Hardware:
-    """What `auto` gives here for a long run, with the whole batch at once."""
-    request = read_section(HardwareParams, "hardware").model_copy(update={"micro_batch_size": contest.batch_size})
-    return resolve_hardware(request, read_params(), contest.batch_size, contest.model_params.context_length, 1e18)
-
-
 def build_side(arguments: argparse.Namespace, name: str) -> tuple[Step, Draw]:
-    """A side as it trains by default on this machine."""
+    """Return a side's step as it trains by default on this machine."""
     contest = open_contest(arguments)
     if name == "lmcore":
-        hardware = choose_hardware(contest)
-        return step_ours(make_ours(contest, hardware), hardware, train_params()), contest.draw
+        model = GPT(contest.model_params, contest.vocab_size, seed=1)
+        return build_step(model, PARAMS, contest.hardware, learning_rate=LEARNING_RATE), contest.draw
     other, optimizer = make_theirs(contest)
     on_gpu = device() == "cuda"
-    return step_theirs(torch.compile(other) if on_gpu else other, optimizer, autocast=on_gpu), contest.draw
-
-
-def make_ours(contest: Contest, hardware: Hardware) -> TrainState:
-    """Our model with AdamW as nanoGPT has it."""
-    return build_state(GPT(contest.model_params, contest.vocab_size, seed=1), train_params(), hardware, World())
-
-
-def step_ours(state: TrainState, hardware: Hardware, params: TrainParams) -> Step:
-    """One whole update of ours."""
-    world = World()
-
-    def step(windows: Tensor) -> float:
-        loss = accumulate_gradients(state, Batch(windows.to(hardware.device)), 0, params, hardware, world)
-        update_weights(state, loss.total, LEARNING_RATE, params)
-        return loss.total.item()
-
-    return step
+    compiled = torch.compile(other) if on_gpu and not arguments.eager else other
+    return step_theirs(compiled, optimizer, autocast=on_gpu), contest.draw
 
 
 def make_theirs(contest: Contest) -> tuple[Any, torch.optim.Optimizer]:
-    """Their model and optimizer."""
-    model = build_nanogpt(contest.theirs, contest.model_params, contest.vocab_size).to(device())
+    """Return nanoGPT's model and optimizer."""
+    model = build_nanogpt(contest.nanogpt, contest.model_params, contest.vocab_size).to(device())
     return model, model.configure_optimizers(0.1, LEARNING_RATE, (0.9, 0.99), device())
 
 
-def build_nanogpt(theirs: ModuleType, params: ModelParams, vocab_size: int) -> Any:
-    """Their model, of their file model.py, in the shape of ours."""
+def build_nanogpt(checkout: Path, params: ModelParams, vocab_size: int) -> Any:
+    """Return the model of nanoGPT's file model.py in the shape of ours."""
+    theirs = load_module(checkout / "model.py")
     config = theirs.GPTConfig(
         n_layer=params.n_layers,
         n_head=params.n_heads,
@@ -216,55 +197,14 @@ def copy_weights(ours: GPT, theirs: nn.Module) -> None:
         others[name].copy_(weight)
 
 
-def shape_params(shape: str) -> ModelParams:
-    """GPT-2's blocks without biases, as nanoGPT trains them."""
-    layers, heads, width, context = SHAPES[shape]
-    return parse_section(
-        ModelParams,
-        "model",
-        {
-            "n_layers": layers,
-            "n_heads": heads,
-            "n_kv_heads": None,
-            "d_model": width,
-            "d_head": None,
-            "d_ff": None,
-            "context_length": context,
-            "dropout": 0.0,
-            "norm": "layernorm",
-            "norm_epsilon": None,
-            "position": "learned",
-            "rope_base": 10_000.0,
-            "mlp": "gelu",
-            "qk_norm": False,
-            "bias": False,
-            "tie_embeddings": True,
-            "logit_softcap": None,
-            "document_mask": False,
-        },
-    )
-
-
-def train_params() -> TrainParams:
-    """params.yaml's, with nanoGPT's optimizer."""
-    return read_section(TrainParams, "train").model_copy(
-        update={"optimizer": "adamw", "beta2": 0.99, "weight_decay": 0.1, "grad_clip": 1.0, "ema_decay": None}
-    )
-
-
-def device() -> str:
-    """The card if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def read_tokens(path: Path) -> tuple[np.ndarray, int]:
-    """The text's characters as numbers, and how many kinds there are."""
+    """Return the text's characters as numbers, and the number of different ones."""
     characters, tokens = np.unique(np.array(list(path.read_text(encoding="utf-8"))), return_inverse=True)
     return tokens.astype(np.int64), len(characters)
 
 
 def load_module(path: Path) -> ModuleType:
-    """A Python file from elsewhere as a module."""
+    """Import a Python file from elsewhere."""
     specification = importlib.util.spec_from_file_location("nanogpt_model", path)
     assert specification is not None
     assert specification.loader is not None

@@ -1,10 +1,10 @@
-"""The prepare stage: MB of text a second by number of processes, and whether memory grows with the corpus.
+"""MB of text per second of the prepare stage by number of processes, and its peak memory by size of the corpus.
 
-    python -m benchmarks.prepare [--megabytes 200] [--growth 2000]
+    python -m benchmarks.prepare [--megabytes 200] [--growth 10 2000]
 
 The corpus is made of the standard library's lines, shuffled by blocks. Each run is a process of its own; contestants
-alternate, the rate is of the median. The aim is 30 MB/s per core with the default rules. `--growth` MB more are
-prepared once, to compare the peak memory with that of 10 MB; 0 leaves it out.
+take turns, the rate is of the median. The aim is 30 MB/s per core with the default rules. Corpora of `--growth` MB are
+prepared once, to compare the peak memory.
 """
 
 import argparse
@@ -12,26 +12,25 @@ import json
 import random
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from benchmarks.encode import read_library
+from benchmarks.corpus import read_library
+from benchmarks.timing import alternate, run_apart
 from lmcore.files import write_json
-from lmcore.params import parse_section, read_params
 from lmcore.prepare.params import PrepareParams
 from lmcore.prepare.prepare import prepare
 from lmcore.runtime.process_pool import Processes
 
-ROUNDS = 3
 FILE_BYTES = 20_000_000
 LINES = 60  # in a block; a document has one to five
 
 
 def make_corpus(raw: Path, kind: str, megabytes: int) -> None:
-    """`raw` as the download stage leaves it: text files of one document each, or JSON lines."""
+    """Write `raw` as the download stage does: text files of one document each, or JSON lines."""
     lines = [line for text in read_library() for line in text.splitlines(keepends=True)]
     blocks = ["".join(lines[at : at + LINES]) for at in range(0, len(lines), LINES)]
     chance = random.Random(1)
@@ -54,57 +53,49 @@ def make_corpus(raw: Path, kind: str, megabytes: int) -> None:
 
 
 def run_stage(raw: Path, workers: int) -> dict[str, float]:
-    """Seconds, MB of text and peak memory (MB) of one run, in this process and its children."""
-    params = parse_section(PrepareParams, "prepare", read_params()["prepare"])
+    """Return the seconds, MB of text and peak memory (MB) of one run, in this process and its children."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=raw) as folder, Processes(workers) as executor:
-        metrics, _ = prepare(params, raw, Path(folder, "out"), scratch=Path(folder, "scratch"), executor=executor)
+        out, scratch = Path(folder, "out"), Path(folder, "scratch")
+        metrics, _ = prepare(PrepareParams(), raw, out, scratch=scratch, executor=executor)
         seconds = time.perf_counter() - start
     peaks = [resource.getrusage(who).ru_maxrss / 1000 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     text = metrics["train_bytes"] + metrics["validation_bytes"]
     return {"seconds": seconds, "megabytes": text / 1e6, "parent": peaks[0], "child": peaks[1]}
 
 
-def run_apart(raw: Path, workers: int) -> dict[str, float]:
-    """`run_stage` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.prepare", "--run", str(raw), "--workers", str(workers)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    measured: dict[str, float] = json.loads(output.splitlines()[-1])
-    return measured
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print a row for each contestant, and the memory of a small and a large corpus."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=200)
-    parser.add_argument("--growth", type=int, default=2000)
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--workers", type=int, default=1)
-    options = parser.parse_args()
+    parser.add_argument("--growth", type=int, nargs="*", default=[10, 2000], metavar="MEGABYTES")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
     if options.run:
-        print(json.dumps(run_stage(options.run, options.workers)))
+        print(json.dumps(run_stage(Path(options.run[0]), int(options.run[1]))))
         return
+    run = partial(run_apart, "benchmarks.prepare", "--run")
     with tempfile.TemporaryDirectory() as folder:
         corpora = {kind: Path(folder, kind) for kind in ("text", "jsonl")}
         for kind, raw in corpora.items():
             make_corpus(raw, kind, options.megabytes)
-        contestants = [(kind, workers) for kind in corpora for workers in (1, 2)]
-        runs: dict[tuple[str, int], list[dict[str, float]]] = {contestant: [] for contestant in contestants}
-        for _ in range(ROUNDS):
-            for kind, workers in contestants:
-                runs[kind, workers].append(run_apart(corpora[kind], workers))
+        contestants = [(kind, workers) for kind in corpora for workers in options.processes]
+        sides = {(kind, workers): partial(run, corpora[kind], workers) for kind, workers in contestants}
+        runs = alternate(sides, options.rounds)
         print(f"{'':8}{'processes':>10}{'MB':>8}{'MB/s':>8}{'best':>8}{'peak MB, main':>15}{'a worker':>10}")
         for (kind, workers), measured in runs.items():
-            rates = [run["megabytes"] / run["seconds"] for run in measured]
+            rates = [each["megabytes"] / each["seconds"] for each in measured]
             last = measured[-1]
             print(
                 f"{kind:8}{workers:10}{last['megabytes']:8.0f}{statistics.median(rates):8.1f}{max(rates):8.1f}"
                 f"{last['parent']:15.0f}{last['child']:10.0f}"
             )
-        for megabytes in (10, options.growth) if options.growth else ():
-            make_corpus(Path(folder, f"growth{megabytes}"), "jsonl", megabytes)
-            measured = [run_apart(Path(folder, f"growth{megabytes}"), 1)]
-            print(f"{megabytes} MB, one process: {measured[0]['parent']:.0f} MB at the peak")
+        for megabytes in options.growth:
+            raw = Path(folder, f"growth{megabytes}")
+            make_corpus(raw, "jsonl", megabytes)
+            print(f"{megabytes} MB, one process: {run(raw, 1)['parent']:.0f} MB at the peak")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""`lmcore serve` under load: one client, 8 and 64 at once, each with streams one after the other, over the loopback.
+"""Tokens per second and latencies of `lmcore serve` with one client, 8 and 64 at once, over the loopback.
 
     python -m benchmarks.serve                        # 10.6M parameters, random weights, a vocabulary of bytes
     python -m benchmarks.serve --shape small          # 0.8M, where the server's own work shows most
     python -m benchmarks.serve --no-stream            # whole answers
 
-Server and clients are two processes on one machine, which share its cores. Every answer is checked: it has as many
-tokens as asked for, or an end of text, and is the same however many clients there are. Run it on a quiet machine.
+Server and clients are two processes on one machine, which share its cores. Each client sends its requests one after
+the other. Every answer is checked: it has as many tokens as asked for, or an end of text, and is the same however many
+clients there are. Run it on a quiet machine.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.nanogpt import shape_params
+from benchmarks.steps import SHAPES, gpt2_params
 from lmcore.model.gpt import GPT
 from lmcore.model.save_load import save_model
 from lmcore.tokenizer.byte import ByteTokenizer
@@ -34,13 +35,12 @@ try:
 except ImportError:
     sys.exit("benchmarks.serve needs httpx: pip install httpx")
 
-SHAPES: dict[str, dict[str, int]] = {"10m": {}, "small": {"n_layers": 4, "n_heads": 4, "d_model": 128}}
 CONTEXT_LENGTH = 256
 
 
 @dataclass
 class Answer:
-    """What a client got: when its first piece and its end came, in seconds, and how many tokens it has."""
+    """An answer's text, its tokens, and the seconds to its first piece and to its end."""
 
     text: str
     tokens: int
@@ -48,8 +48,8 @@ class Answer:
     whole: float
 
 
-def main() -> None:
-    """Serve a random model, load it by each number of clients in turn, and print what came of it."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve a random model and print a row for each number of clients in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="10m")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument(
         "--serve", nargs="*", default=[], help="further arguments of lmcore serve, without their dashes"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as place, run_server(Path(place), arguments) as address:
         texts: dict[int, str] = {}
         alone: float | None = None
@@ -78,10 +78,9 @@ def main() -> None:
 
 @contextmanager
 def run_server(folder: Path, arguments: argparse.Namespace) -> Iterator[str]:
-    """The address of a server in a process of its own; it must end well."""
+    """Start a server in a process of its own and yield its address; check its exit status at the end."""
     tokenizer = ByteTokenizer.create()
-    changes = {"context_length": CONTEXT_LENGTH, **SHAPES[arguments.shape]}
-    params = shape_params("10m").model_copy(update=changes)
+    params = gpt2_params(arguments.shape, context_length=CONTEXT_LENGTH)
     save_model(folder, GPT(params, tokenizer.vocab_size, seed=1, end_of_text=tokenizer.end_of_text), {})
     tokenizer.save(folder)
     further = [f"--{word}" if not word[0].isdigit() else word for word in arguments.serve]
@@ -97,7 +96,7 @@ def run_server(folder: Path, arguments: argparse.Namespace) -> Iterator[str]:
 
 
 async def load(address: str, arguments: argparse.Namespace, clients: int) -> tuple[dict[int, Answer], float]:
-    """All answers by their seeds, and the seconds that it took."""
+    """Return all answers by their seeds, and the seconds that they took."""
     limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
 
@@ -114,7 +113,7 @@ async def load(address: str, arguments: argparse.Namespace, clients: int) -> tup
 
 
 async def ask(client: httpx.AsyncClient, arguments: argparse.Namespace, seed: int) -> Answer:
-    """One request, and its answer read to the end."""
+    """Send one request and read its answer to the end."""
     body: dict[str, Any] = {"prompt": f"Text {seed}:", "max_tokens": arguments.tokens, "seed": seed}
     if arguments.logprobs is not None:
         body["logprobs"] = arguments.logprobs

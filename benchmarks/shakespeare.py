@@ -1,4 +1,4 @@
-"""tinyshakespeare by characters against the clock: the recipe speedrun-cpu, and nanoGPT's CPU recipe beside it.
+"""Validation loss and seconds of the recipe speedrun-cpu on tinyshakespeare, beside nanoGPT's CPU recipe.
 
     python -m benchmarks.shakespeare --text tinyshakespeare.txt --seeds 5
     python -m benchmarks.shakespeare --text tinyshakespeare.txt --nanogpt ../nanoGPT --size minute
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,7 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
-from benchmarks.encode import Texts
-from lmcore.commands.recipes import overlay_values, read_recipe
-from lmcore.encode.encode import encode_splits
-from lmcore.encode.params import EncodeParams
+from benchmarks.corpus import encode_texts
 from lmcore.evaluate.loss import Loss, measure_loss
 from lmcore.files import read_json
 from lmcore.hardware.distributed import World
@@ -36,7 +34,7 @@ from lmcore.hardware.params import HardwareParams
 from lmcore.hardware.resolve import claim_device
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
-from lmcore.params import parse_section, read_params
+from lmcore.params import read_params
 from lmcore.tokens.batches import Batches
 from lmcore.tokens.dataset import TokenDataset, open_dataset
 from lmcore.train.params import TrainParams
@@ -46,7 +44,7 @@ from lmcore.train_tokenizer.params import TokenizerParams
 from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 
 RECIPE = Path("recipes/speedrun-cpu.yaml")
-# The recipe as it stands, and what is changed for a shorter time.
+# Changes of the recipe for a shorter time.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "full": {},
     "minute": {"train": {"max_steps": 690}},
@@ -63,7 +61,7 @@ NANOGPT_OPTIONS = (
 )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train ours once for each seed, and theirs once if asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True)
@@ -74,16 +72,16 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--tune", action="store_true", help="hold out the last tenth of the training text instead")
     parser.add_argument("--set", nargs="*", default=[], metavar="section.key=value", help="try another value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     text = arguments.text.read_text(encoding="utf-8")
     if arguments.tune:
         text = text[: len(text) * 9 // 10]
     whole = -(-(len(text) - len(text) * 9 // 10) // 64)  # windows of the shortest context: more than there are
-    settings = read_settings(arguments.size, arguments.steps, arguments.set)
+    model_params, train_params = read_settings(arguments.size, arguments.steps, arguments.set)
     with tempfile.TemporaryDirectory() as folder:
         dataset = encode(text, Path(folder))
         results = [
-            train_ours(settings, dataset, seed, whole)
+            train_ours(model_params, train_params.model_copy(update={"seed": seed, "eval_windows": whole}), dataset)
             for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds)
         ]
     losses = [loss for loss, _ in results]
@@ -95,51 +93,38 @@ def main() -> None:
         train_theirs(arguments.nanogpt, arguments.text)
 
 
-def read_settings(size: str, steps: int | None, changes: list[str]) -> dict[str, dict[str, Any]]:
-    """Return params.yaml with the recipe, changed for `size` and as asked."""
+def read_settings(size: str, steps: int | None, changes: list[str]) -> tuple[ModelParams, TrainParams]:
+    """Return the recipe's parameters, changed for `size` and as asked."""
     yaml = YAML(typ="safe", pure=True)
-    settings = overlay_values(read_params(), read_recipe(RECIPE))
-    for name in ("model", "train"):
-        settings[name] = {**settings[name], **SIZES[size].get(name, {})}
+    recipe = yaml.load(RECIPE)
+    settings = {name: {**recipe[name], **SIZES[size].get(name, {})} for name in ("model", "train")}
     if steps:
         settings["train"]["max_steps"] = steps
     for change in changes:
         path, _, value = change.partition("=")
         section, _, key = path.partition(".")
         settings[section][key] = yaml.load(value)
-    return settings
+    return ModelParams(**settings["model"]), TrainParams(**settings["train"])
 
 
 def encode(text: str, folder: Path) -> TokenDataset:
-    """Characters as tokens, the last tenth for validation."""
+    """Write the text's characters as tokens, the last tenth for validation."""
     end = len(text) * 9 // 10
     splits = {"train": [[text[:end]]], "validation": [[text[end:]]]}
-    tokenizer = train_tokenizer(
-        TokenizerParams(kind="char", vocab_size=None, digits=None, special_tokens=[], name=None, max_bytes=None),
-        splits["train"],
-    )
-    parts = {split: [Texts(batches)] for split, batches in splits.items()}
-    encode_splits(
-        EncodeParams(shard_tokens=10_000_000, tokenized=None),
-        parts,
-        tokenizer,
-        folder / "tokens",
-        scratch=folder / "parts",
-    )
+    params = TokenizerParams(kind="char", vocab_size=None, digits=None, max_bytes=None)
+    tokenizer = train_tokenizer(params, splits["train"])
+    encode_texts(splits, tokenizer, folder, shard_tokens=10_000_000)
     return open_dataset(folder / "tokens", tokenizer)
 
 
-def train_ours(
-    settings: dict[str, dict[str, Any]], dataset: TokenDataset, seed: int, whole: int
-) -> tuple[float, float]:
-    """The validation loss, and the seconds, of one training in a folder of its own; `whole` validation windows."""
-    params = parse_section(TrainParams, "train", {**settings["train"], "seed": seed, "eval_windows": whole})
-    model_params = parse_section(ModelParams, "model", settings["model"])
+def train_ours(model_params: ModelParams, params: TrainParams, dataset: TokenDataset) -> tuple[float, float]:
+    """Train in a folder of its own; return the validation loss and the seconds."""
     torch.compiler.reset()
     started = time.perf_counter()
-    request = parse_section(HardwareParams, "hardware", settings["hardware"])
-    claim_device(request, settings)
+    model = GPT(model_params, dataset.train.vocab_size, params.seed, end_of_text=dataset.train.end_of_text)
     batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
+    request, settings = HardwareParams(), read_params()
+    claim_device(request, settings)
     context = plan_run(request, settings, params, model_params, batches, World())
     model = GPT(model_params, dataset.train.vocab_size, params.seed, end_of_text=dataset.train.end_of_text)
 
@@ -165,7 +150,7 @@ def train_ours(
             os.chdir(home)
     steady = metrics["tokens"] / speed
     print(
-        f"seed {seed}: validation {metrics['val_loss']:.4f} after {seconds:.1f} s ({steady:.1f} s at "
+        f"seed {params.seed}: validation {metrics['val_loss']:.4f} after {seconds:.1f} s ({steady:.1f} s at "
         f"{speed:,.0f} tokens/s, the rest is compilation, validation and saving); {metrics['steps']} steps, "
         f"{model.count_parameters():,} parameters, {context.hardware.precision}, compiled: {context.hardware.compile}",
         flush=True,

@@ -1,22 +1,25 @@
-"""TiDAR's decoders beside plain cached decoding and prompt lookup: one model, the same prompts, in turns.
+"""Tokens per second of TiDAR's decoders beside plain decoding and prompt lookup, same model and prompts.
 
     python -m benchmarks.tidar models/gpt data/tokens                           # greedy, text by text
     python -m benchmarks.tidar models/gpt data/tokens --temperature 0.8
     python -m benchmarks.tidar models/gpt data/tokens --weights int8 --compile
     python -m benchmarks.tidar models/gpt data/tokens --batch 8
 
-Prompts are pieces of the validation text. All sides say the same text, which is checked where rounding cannot change it
-(float32, not compiled). Run it on a quiet machine.
+Prompts are pieces of the validation text. All sides, which take turns, decode the same text; this is checked where
+rounding cannot change it (float32, not compiled).
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.timing import alternate
 from lmcore.generate.decoder import Decoder, DecodingStats, Request
 from lmcore.generate.open_decoder import open_decoder
 from lmcore.generate.quantize import WEIGHT_TYPES, convert_weights
@@ -33,7 +36,7 @@ SIDES: dict[str, tuple[str, int | None]] = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Decode in turns and print what each side gave."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -48,7 +51,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     requests, decoders = build(arguments)
@@ -56,17 +59,18 @@ def main() -> None:
     if arguments.weights == "float32" and not arguments.compile:
         assert all(text == texts["plain"] for text in texts.values()), "a side says another text"
         print(f"the same text: {', '.join(texts)}")
-    tallies = {}
-    seconds: dict[str, list[float]] = {side: [] for side in decoders}
-    for _ in range(arguments.rounds):
-        for side, decoder in decoders.items():
-            decoder.stats = DecodingStats()
-            started = time.perf_counter()
-            decode(decoder, requests)
-            seconds[side].append(time.perf_counter() - started)
-            tallies[side] = decoder.stats
-    for side, tally in tallies.items():
-        print(describe(side, tally, seconds[side], seconds["plain"]))
+    found = alternate({side: partial(measure, each, requests) for side, each in decoders.items()}, arguments.rounds)
+    plain = [seconds for seconds, _ in found["plain"]]
+    for side, measured in found.items():
+        print(describe(side, measured[-1][1], [seconds for seconds, _ in measured], plain))
+
+
+def measure(decoder: Decoder, requests: list[Request]) -> tuple[float, DecodingStats]:
+    """Return the seconds of decoding, and its counts."""
+    decoder.stats = DecodingStats()
+    started = time.perf_counter()
+    decode(decoder, requests)
+    return time.perf_counter() - started, decoder.stats
 
 
 def build(arguments: argparse.Namespace) -> tuple[list[Request], dict[str, Decoder]]:

@@ -1,4 +1,4 @@
-"""What tracking costs a training with steps of 20 ms: each tracker beside none, in turns.
+"""Time that each experiment tracker adds to a training with steps of 20 ms.
 
     python -m benchmarks.tracking --rounds 5
 
@@ -23,8 +23,8 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,17 +32,17 @@ from pathlib import Path
 import psutil
 import torch
 
+from benchmarks.timing import measure_seconds
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
 from lmcore.model.save_load import save_model
-from lmcore.params import read_params, read_section
 from lmcore.tracking.description import TrackedRun
 from lmcore.tracking.params import BackendName, TrackingParams
 from lmcore.tracking.session import track_run
 from lmcore.train.loss import LanguageModelLoss
 from lmcore.train.run_state import open_run
 
-STEP_SECONDS, TURN_SECONDS, LOG_EVERY = 0.02, 15.0, 10
+STEP_SECONDS, LOG_EVERY = 0.02, 10
 VOCABULARY, CONTEXT = 2048, 32
 SIDES: dict[str, tuple[BackendName | None, str]] = {
     "no tracker": (None, ""),
@@ -81,20 +81,13 @@ def prepare_step(model: GPT) -> Callable[[], float]:
     while seconds < STEP_SECONDS:
         size += 1
         windows = torch.randint(VOCABULARY, (size, CONTEXT + 1), generator=generator)
-        seconds = statistics.median(time_call(partial(step, windows)) for _ in range(20))
+        seconds = statistics.median(measure_seconds(partial(step, windows)) for _ in range(20))
     print(f"a step of {size} windows takes {1e3 * seconds:.1f} ms")
     return partial(step, windows)
 
 
-def time_call(call: Callable[[], object]) -> float:
-    """Seconds that it takes."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def take_turn(root: Path, side: str, number: int, step: Callable[[], float]) -> Turn:
-    """Run the steps as a training of its own, with the tracker of that side."""
+def take_turn(root: Path, side: str, number: int, step: Callable[[], float], count: int) -> Turn:
+    """Run `count` steps as a training of its own, with the tracker of that side."""
     backend, sign = SIDES[side]
     params = TrackingParams(backends=[backend] if backend else [], experiment="lmcore", system_metrics_seconds=10.0)
     with open_run(root / "runs", {"side": side, "number": number}) as run:
@@ -104,7 +97,7 @@ def take_turn(root: Path, side: str, number: int, step: Callable[[], float]) -> 
             while sign and not (run.folder / sign).exists():
                 time.sleep(0.01)
             steps, begun, processor, tracker = [], time.perf_counter(), time.thread_time(), measure_tracker()
-            for place in range(1, round(TURN_SECONDS / STEP_SECONDS) + 1):
+            for place in range(1, count + 1):
                 step_begun = time.perf_counter()
                 loss = step()
                 if place % LOG_EVERY == 0:
@@ -112,7 +105,6 @@ def take_turn(root: Path, side: str, number: int, step: Callable[[], float]) -> 
                 steps.append(time.perf_counter() - step_begun)
             ended, processor, tracker = time.perf_counter(), time.thread_time() - processor, measure_tracker() - tracker
         closed = time.perf_counter()
-    count = len(steps)
     return Turn(
         statistics.median(steps), sum(steps) / count, processor / count, tracker, begun - started, closed - ended
     )
@@ -153,38 +145,40 @@ def serve(folder: Path) -> Iterator[str]:
         server.wait()
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Take turns and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=15.0, help="of a turn")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="beside no tracker")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the steps")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     os.environ |= {"WANDB_MODE": "offline"}
-    shape = read_section(ModelParams, "model").model_copy(update={"context_length": CONTEXT})
-    assert "tracking" in read_params()
-    model = GPT(shape, VOCABULARY, seed=1)
+    model = GPT(ModelParams(context_length=CONTEXT), VOCABULARY, seed=1)
     step = prepare_step(model)
-    turns: dict[str, list[Turn]] = {side: [] for side in SIDES}
-    with tempfile.TemporaryDirectory() as folder, serve(Path(folder)) as uri:
+    names = list(dict.fromkeys(["no tracker", *arguments.sides]))
+    turns: dict[str, list[Turn]] = {side: [] for side in names}
+    count = round(arguments.seconds / STEP_SECONDS)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        uri = stack.enter_context(serve(Path(folder))) if "MLflow, server" in names else ""
         os.environ["DVC_ROOT"] = folder
         save_model(Path(folder) / "model", model, {})
         for number in range(-1, arguments.rounds):  # the first turns import what the others have
-            sides = deque(SIDES)
+            sides = deque(names)
             sides.rotate(number)
             for side in sides:
                 os.environ["MLFLOW_TRACKING_URI"] = uri if side == "MLflow, server" else ""
-                turn = take_turn(Path(folder), side, number, step)
+                turn = take_turn(Path(folder), side, number, step, count)
                 if number >= 0:
                     turns[side].append(turn)
-    report(turns)
+    report(turns, count)
 
 
-def report(turns: dict[str, list[Turn]]) -> None:
-    """Print each side's medians and what they are beside those of none."""
+def report(turns: dict[str, list[Turn]], count: int) -> None:
+    """Print each side's medians and their ratios to those without a tracker; a turn has `count` steps."""
     print(f"{'':16} {'median step':>17} {'mean step':>17} {'tracker':>8} {'start':>7} {'end':>7}")
     bare = find_medians(turns["no tracker"])
-    count = round(TURN_SECONDS / STEP_SECONDS)
     for side, taken in turns.items():
         turn = find_medians(taken)
         median = f"{1e3 * turn.median:6.2f} ms {turn.median / bare.median - 1:+7.2%}"

@@ -1,12 +1,12 @@
-"""What the training loop, its checkpoints and its tracking cost beside the bare step of the same model and batches.
+"""Time that the training loop, its checkpoints and its tracking add to the bare training step.
 
     python -m benchmarks.train_step --rounds 60
 
-Run it after `dvc repro encode`, on an otherwise idle machine. The sides alternate in one process, twenty steps at a
-time: the bare forward, backward and optimizer step; the loop with its loader and one log entry; the same with four
-checkpoints. Counted are the steps between the first and the last, whose end is told apart. MLflow has a thread of its
-own that sends a batch every ten seconds: counted is its processor time, as if training stood still for it. The shares
-are those of the default run, with each part as often as that has it.
+Run it after `dvc repro encode`, on an otherwise idle machine. Model and batches are those of the default run. The sides
+alternate in one process, twenty steps at a time: the bare forward, backward and optimizer step; the loop with loader
+and one log entry; the same with four checkpoints. Counted are the steps between the first and the last, whose end is
+told apart. MLflow has a thread of its own that sends a batch every ten seconds: counted is its processor time, as if
+training stood still for it. The shares are those of the default run, with each part as often as that has it.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from lmcore.hardware.resolve import Hardware, claim_device
 from lmcore.hardware.signals import Interrupt
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
-from lmcore.params import read_params, read_section
+from lmcore.params import read_params
 from lmcore.runtime.progress import TrainingProgress
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.batches import Batches
@@ -61,7 +61,7 @@ class NoLoss:
 
 @dataclass
 class Setup:
-    """The default run, as params.yaml has it."""
+    """The default run."""
 
     params: TrainParams
     hardware: Hardware
@@ -70,12 +70,12 @@ class Setup:
     steps: int
 
 
-def prepare() -> Setup:
-    """Everything up to the first step."""
-    params, model_params = read_section(TrainParams, "train"), read_section(ModelParams, "model")
-    dataset = open_dataset(Path("data/tokens"), load_tokenizer(Path("models/tokenizer")))
-    request, settings = read_section(HardwareParams, "hardware"), read_params()
+def prepare(tokens: Path, tokenizer: Path, *, eager: bool) -> Setup:
+    """Build everything up to the first step."""
+    params, model_params = TrainParams(), ModelParams()
+    request, settings = HardwareParams(compile=False if eager else None), read_params()
     claim_device(request, settings)
+    dataset = open_dataset(tokens, load_tokenizer(tokenizer))
     batches = Batches(dataset.train, params.batch_size, model_params.context_length, params.seed)
     context = plan_run(request, settings, params, model_params, batches, World())
     model = GPT(model_params, dataset.train.vocab_size, params.seed, end_of_text=dataset.train.end_of_text)
@@ -103,7 +103,7 @@ def run_bare(setup: Setup) -> float:
     started = time.perf_counter()
     for _ in range(STEPS - 2):
         with setup.hardware.autocast():
-            loss = state.objective(windows[:, :-1], windows[:, 1:])
+            loss = state.objective(windows[:, :-1], windows[:, 1:]).total
         loss.backward()
         nn.utils.clip_grad_norm_(state.model.parameters(), setup.params.grad_clip or float("inf"))
         for optimizer in state.optimizers:
@@ -152,16 +152,20 @@ def run_tracker(setup: Setup, root: Path, number: int, entries: int) -> float:
     return time.process_time() - started
 
 
-def main() -> None:
-    """Take turns, and count each cost as often as the default run has it."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Take turns, and weight each cost by its frequency in the default run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
-    rounds = parser.parse_args().rounds
-    setup = prepare()
+    parser.add_argument("--tracker-rounds", type=int, default=10)
+    parser.add_argument("--eager", action="store_true", help="not compiled")
+    parser.add_argument("--tokens", type=Path, default=Path("data/tokens"))
+    parser.add_argument("--tokenizer", type=Path, default=Path("models/tokenizer"))
+    options = parser.parse_args(argv)
+    setup = prepare(options.tokens, options.tokenizer, eager=options.eager)
     times: dict[str, list[float]] = {name: [] for name in ("bare", "loop", "end", "saving", "tracker", "batch")}
     run_bare(setup)
     with temporary_project() as root, Path(os.devnull).open("w") as silence, redirect_stdout(silence):
-        for _ in range(rounds):
+        for _ in range(options.rounds):
             times["bare"].append(run_bare(setup))
             loop, end = run_loop(setup, root, saving=False)
             times["loop"].append(loop)
@@ -170,7 +174,7 @@ def main() -> None:
             times["saving"].append(saving)
         step = statistics.median(times["bare"]) / (STEPS - 2)
         entries = round(SHIP_SECONDS / step / setup.params.log_every)
-        for number in range(10):
+        for number in range(options.tracker_rounds):
             tracker = run_tracker(setup, root, number, 0)
             times["tracker"].append(tracker)
             times["batch"].append(run_tracker(setup, root, number, entries) - tracker)

@@ -1,6 +1,6 @@
-"""Sides timed in turns, each in a process of its own: machines are shared, so that only their ratio counts.
+"""Training steps timed in turns, each side in a process of its own.
 
-In one process what a side sets for itself (its threads, its way with freed memory) would be set for the other as well.
+In one process what a side sets for itself (its threads, its memory allocator) would be set for the other as well.
 """
 
 import multiprocessing
@@ -8,16 +8,18 @@ import statistics
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from time import perf_counter
 
 from torch import Tensor
 
+from benchmarks.timing import alternate
 from lmcore.hardware.measure import peak_memory_bytes
 
 Step = Callable[[Tensor], float]
 Draw = Callable[[], Tensor]
-Build = Callable[[], tuple[Step, Draw]]  # of a side: its step, and where that takes a batch from
+Build = Callable[[], tuple[Step, Draw]]  # of a side: its step, and the source of its batches
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Timing:
 
 
 def time_in_turns(sides: Mapping[str, Build], rounds: int, steps: int) -> dict[str, Timing]:
-    """Each side makes some `steps` in each of so many `rounds`; two steps, the first of which may compile, come before.
+    """Time `steps` steps of each side in each of `rounds`, after two steps, the first of which may compile.
 
     `sides` are functions that another process can import.
     """
@@ -39,14 +41,14 @@ def time_in_turns(sides: Mapping[str, Build], rounds: int, steps: int) -> dict[s
             seconds, _ = _ask(end, 1)
             print(f"{name}: first step {seconds:.1f} s, compilation included", flush=True)
             _ask(end, 1)
-        answers = [{name: _ask(end, steps) for name, end in ends.items()} for _ in range(rounds)]
+        answers = alternate({name: partial(_ask, end, steps) for name, end in ends.items()}, rounds)
     return {
-        name: Timing(statistics.median(answer[name][0] for answer in answers), answers[-1][name][1]) for name in sides
+        name: Timing(statistics.median(seconds for seconds, _ in each), each[-1][1]) for name, each in answers.items()
     }
 
 
 def _start(build: Build) -> "Connection[int, tuple[float, int]]":
-    """A side's process, which ends when this connection is closed."""
+    """Start a side's process, which ends when the returned connection is closed."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     context.Process(target=_serve, args=(build, theirs), daemon=True).start()
@@ -60,7 +62,7 @@ def _ask(end: "Connection[int, tuple[float, int]]", steps: int) -> tuple[float, 
 
 
 def _serve(build: Build, end: "Connection[tuple[float, int], int]") -> None:
-    """Make as many steps as is asked for, and tell the seconds of one, until nobody asks."""
+    """Make as many steps as each message asks for and answer with the seconds of one, until the end is closed."""
     step, draw = build()
     while True:
         try:

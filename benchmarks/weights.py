@@ -1,9 +1,10 @@
-"""What weights of fewer bits lose: the loss of a trained model on the validation text, with each type of weights.
+"""Validation loss of a trained model with each type of weights: float32, bfloat16, int8.
 
 python -m benchmarks.weights models/gpt data/tokens      # after dvc repro
 """
 
-import sys
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from lmcore.evaluate.loss import measure_loss
@@ -15,13 +16,16 @@ from lmcore.tokens.dataset import open_dataset
 WINDOWS_AT_ONCE = 8
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print a line for each type."""
-    folder, tokens = map(Path, sys.argv[1:])
-    tokenizer = load_tokenizer(folder)
-    validation = open_dataset(tokens, tokenizer).validation
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("tokens", type=Path, help="of the model's tokenizer, as data/tokens")
+    options = parser.parse_args(argv)
+    tokenizer = load_tokenizer(options.model)
+    validation = open_dataset(options.tokens, tokenizer).validation
     for kind in WEIGHT_TYPES:
-        model = convert_weights(load_model(folder), kind)
+        model = convert_weights(load_model(options.model), kind)
         loss = measure_loss(model, validation, tokenizer.byte_lengths, None, WINDOWS_AT_ONCE)
         print(f"{kind:9} {loss.loss:.6f} nats per token, {loss.bits_per_byte:.6f} bits per byte")
 
