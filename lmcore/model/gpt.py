@@ -231,12 +231,13 @@ class GPT(nn.Module):
         Positions are not restarted in a document: rotary ones see distances alone, and with learned ones a text that a
         window cuts in two has no beginning to count from.
         """
+        if cache is None:
+            documents = self._number_documents(tokens)
+            return None if documents is None else mask_documents(documents)
         if self.params.document_mask:
             assert self.end_of_text is not None
-            if cache is None:
-                return mask_documents(number_documents(tokens, self.end_of_text))
             return cache.mask_documents(tokens, self.end_of_text)
-        return None if cache is None else cache.mask
+        return cache.mask
 
     def _number_documents(self, tokens: Tensor) -> Tensor | None:
         """The document of each token, if that matters."""

@@ -4,7 +4,7 @@ An optimizer that `train.optimizer` may name is an entry of OPTIMIZERS.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +15,8 @@ from lmcore.train.muon import Muon
 ADAM_EPSILON = 1e-8
 
 
-class OptimizerParams(Protocol):
-    """The keys of the train section that optimizers read."""
-
-    optimizer: str
-    learning_rate: float
-    weight_decay: float
-    beta1: float
-    beta2: float
-    muon_momentum: float
-
-
+# TrainParams, which imports this module for the names: not imported here, its keys are read as attributes.
+OptimizerParams = Any
 Weights = Mapping[str, Tensor]
 
 

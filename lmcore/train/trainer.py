@@ -75,9 +75,12 @@ def run_training(
         if world.is_main:
             say(f"run {folder.name}: " + (f"going on from step {step}" if step else "starting"))
         tracked = TrackedRun(folder, science, hardware.describe(), dataset.fingerprints, MODEL_FOLDER)
+        # Tokens per second, if the machine did nothing but the model's matrix products.
+        peak = hardware.peak_flops and hardware.peak_flops / estimate_flops(model.count_parameters(), 1)
+        steps, tokens = context.schedule.steps, batches.tokens_per_step
         with (
             track(tracked) if world.is_main else nullcontext(),
-            follow_progress(step, model, batches, context) as progress,
+            TrainingProgress(step, steps, tokens, peak_tokens_per_second=peak, shown=world.is_main) as progress,
         ):
             train(state, batches, context, Observers(run, checkpoints, progress, interrupt), validate, step)
             checkpoints.finish()
@@ -208,10 +211,3 @@ def announce(model: GPT, batches: Batches, context: RunContext) -> None:
     )
     if hugging_face_architecture(model.params) is None:
         warn(f"the export stage will refuse this model: {explain_misfit(model.params)}")
-
-
-def follow_progress(step: int, model: GPT, batches: Batches, context: RunContext) -> TrainingProgress:
-    """Progress of the training from `step` on, shown by the main process."""
-    peak = context.hardware.peak_flops and context.hardware.peak_flops / estimate_flops(model.count_parameters(), 1)
-    steps, shown = context.schedule.steps, context.world.is_main
-    return TrainingProgress(step, steps, batches.tokens_per_step, peak_tokens_per_second=peak, shown=shown)
