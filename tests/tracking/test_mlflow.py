@@ -119,7 +119,8 @@ def test_the_finished_model_is_uploaded_once(stored: Path) -> None:
     client, model = connect(), models(run)["model"]
     assert [(metric.key, metric.step) for metric in model.metrics] == [("val_loss", 1)]
     files = {file.path for file in client.list_artifacts(run.run_id, "model")}
-    assert {"model/MLmodel", "model/requirements.txt", "model/pyfunc.py", "model/code", "model/artifacts"} <= files
+    expected = ("MLmodel", "requirements.txt", "mlflow_pyfunc.py", "code", "artifacts")
+    assert {f"model/{name}" for name in expected} <= files
     # Killed between the upload and the end of the training, which then comes to its end once more.
     with track_run(tracked, SETTINGS, MLFLOW):
         pass
