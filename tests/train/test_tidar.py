@@ -206,7 +206,7 @@ def test_windows_too_short_for_a_block_are_passed_over(dataset: TokenDataset) ->
     shards, lengths = dataset.validation, dataset.tokenizer.byte_lengths
     for context_length in range(9, 17):
         model.params = model.params.model_copy(update={"context_length": context_length})
-        measured = measure_loss(model, shards, lengths, windows=None, batch_size=4, slots=True)
+        measured = measure_loss(model, shards, lengths, windows=None, batch_size=4, with_masks=True)
         assert len(measured.mask_losses) == SIZE
         assert all(5 < loss < 6 for loss in measured.mask_losses)
 
