@@ -50,6 +50,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     return [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in row.item} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_resumed_training_is_the_same_run(project: Path) -> None:
     run = make_run(project)
     with pytest.raises(SystemExit), track_run(run, SETTINGS, WANDB):
