@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from tiny import GPT2_MODEL
 
 import stages.train
-from lmcore.errors import ParameterError
+from lmcore.errors import LmcoreError
 from lmcore.experiments.experiments import find_experiments
 
 
@@ -157,7 +157,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
     before = project.contents("models", "reports", "runs")
     monkeypatch.chdir(project.folder)
     monkeypatch.setattr(stages.train, "follow_parent", lambda: None)
-    with pytest.raises(ParameterError, match=re.escape(message)):
+    with pytest.raises(LmcoreError, match=re.escape(message)):
         stages.train.main()
     assert project.contents("models", "reports", "runs") == before
 
