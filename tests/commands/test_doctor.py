@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
 from imports import ROOT
+from projects import dvc
 
 from lmcore.commands import doctor, forecast
 from lmcore.commands.doctor import examine
@@ -281,8 +282,9 @@ def test_a_secret_in_what_git_has_and_the_remedy_that_moves_it(project: Path) ->
     def run(command: str) -> None:
         subprocess.run(command, shell=True, cwd=project, check=True, capture_output=True)
 
-    run("dvc init --quiet && dvc remote add storage s3://bucket/place")
-    run("dvc remote modify storage secret_access_key known")
+    dvc(project, "init", "--quiet")
+    dvc(project, "remote", "add", "storage", "s3://bucket/place")
+    dvc(project, "remote", "modify", "storage", "secret_access_key", "known")
     git(project, "add", ".")
     git(project, "commit", "--message=remote")
     (problem,) = found(project)

@@ -5,7 +5,6 @@ import os
 import random
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,6 @@ from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
 from lmcore.model.save_load import save_model
 from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import lm_eval
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    from lmcore.commands.harness import HarnessModel, run_tasks
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs are many
 WHOLE = {"context_length": 64, "d_ff": 64}
@@ -92,7 +82,12 @@ def build(params: ModelParams, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def models(folders: tuple[Path, Path]) -> tuple[HarnessModel, Any]:
+def models(folders: tuple[Path, Path]) -> tuple[Any, Any]:
+    # Here and below, not above: whoever collects tests would wait seconds for lm-evaluation-harness.
+    from lm_eval.models.huggingface import HFLM
+
+    from lmcore.commands.harness import HarnessModel
+
     ours, theirs = folders
     return HarnessModel(ours, batch_size=5), HFLM(str(theirs), backend="causal", device="cpu", batch_size=4)
 
@@ -118,12 +113,17 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(model: Any, kind: str, *arguments: tuple[Any, ...]) -> list[Any]:
+    from lm_eval.api.instance import Instance
+
     requests = [Instance(kind, {}, one, at) for at, one in enumerate(arguments)]
     answers: list[Any] = getattr(model, kind)(requests)
     return answers
 
 
 def evaluate(model: Any, tasks: Path) -> dict[str, dict[str, float]]:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
     results = lm_eval.simple_evaluate(
         model,
         tasks=list(TASKS),
@@ -208,6 +208,7 @@ def test_what_cannot_be_done_is_said(models: tuple[Any, Any]) -> None:
     assert len(ask(model, "generate_until", ("a", {"max_gen_toks": 100}))) == 1, "more than its context"
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table(tmp_path: Path, tasks: Path) -> None:
     build(MODELS["Qwen3"], tmp_path / "gpt")
     command = [sys.executable, "-m", "lmcore", "harness", str(tmp_path / "gpt"), "own_choice"]
@@ -227,5 +228,7 @@ def test_the_command_prints_the_table(tmp_path: Path, tasks: Path) -> None:
 
 @pytest.mark.slow
 def test_an_unknown_task_is_named(tmp_path: Path, tasks: Path) -> None:
+    from lmcore.commands.harness import run_tasks
+
     with pytest.raises(ParameterError, match=r"own_chioce: no such task of lm-evaluation-harness, nor in "):
         list(run_tasks(tmp_path, ["own_chioce"], include=tasks, limit=None, device="cpu", batch_size=4))

@@ -1,15 +1,11 @@
 """Secrets of remotes in .dvc/config, put there by DVC itself."""
 
-import subprocess
 from pathlib import Path
 
 from dvc.config_schema import REMOTE_SCHEMAS  # type: ignore[import-untyped]
+from projects import dvc
 
 from lmcore.commands.doctor import SECRETS, check_secrets
-
-
-def run(folder: Path, command: str) -> None:
-    subprocess.run(command, shell=True, cwd=folder, check=True, capture_output=True)
 
 
 def told(folder: Path) -> list[str]:
@@ -18,17 +14,16 @@ def told(folder: Path) -> list[str]:
 
 def test_secrets_are_told_from_names_and_from_what_stays_here(tmp_path: Path) -> None:
     assert told(tmp_path) == []
-    for command in (
-        "git init --quiet",
-        "dvc init --quiet",
-        "dvc remote add storage ssh://somebody@host/place",
-        "dvc remote modify storage user somebody",
-        "dvc remote modify --local storage password where-it-belongs",
+    for arguments in (
+        ("init", "--no-scm", "--quiet"),
+        ("remote", "add", "storage", "ssh://somebody@host/place"),
+        ("remote", "modify", "storage", "user", "somebody"),
+        ("remote", "modify", "--local", "storage", "password", "where-it-belongs"),
     ):
-        run(tmp_path, command)
+        dvc(tmp_path, *arguments)
     assert told(tmp_path) == []
-    run(tmp_path, "dvc remote modify storage password 'a%b # long'")
-    run(tmp_path, "dvc remote add other https://somebody:known@host/place")
+    dvc(tmp_path, "remote", "modify", "storage", "password", "a%b # long")
+    dvc(tmp_path, "remote", "add", "other", "https://somebody:known@host/place")
     text = ".dvc/config, which git has, holds a secret of the remote "
     assert told(tmp_path) == [f"{text}storage: password", f"{text}other: url"]
 

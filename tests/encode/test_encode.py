@@ -248,6 +248,7 @@ def test_what_an_abandoned_stage_left_is_removed(tmp_path: Path) -> None:
     assert not left.exists()
 
 
+@pytest.mark.slow
 def test_two_at_once_are_as_good_as_one(tmp_path: Path) -> None:
     expected = encode(tmp_path / "one")
     context = multiprocessing.get_context("spawn")
@@ -310,7 +311,7 @@ def test_an_interrupted_stage_ends_at_once_with_one_line(tmp_path: Path) -> None
     (worker,) = (int(path.stem) for path in tmp_path.glob("*.pid"))
     assert process.pid is not None
     os.killpg(process.pid, signal.SIGINT)
-    process.join(timeout=30)
+    process.join(timeout=300)
     assert process.exitcode == 130
     assert (tmp_path / "stderr").read_text() == "interrupted: run the same command again\n"
     wait_for(lambda: not is_alive(worker))
@@ -326,7 +327,7 @@ def encode_apart(folder: Path, splits: dict[str, Sequence[TextPart]]) -> None:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lm_eval.tasks.hellaswag.utils import preprocess
 
 from lmcore.errors import DataError, ParameterError
 from lmcore.evaluate.benchmark_formats import Item, parse_item, read_items
@@ -81,6 +80,8 @@ def test_hellaswag_is_put_together_as_by_lm_evaluation_harness(texts: list[str])
     label, first, second, *endings = texts
     record = {"activity_label": label, "ctx_a": first, "ctx_b": second, "ctx": "", "endings": endings, "label": "1"}
     # What its process_docs does to each document; a data set for each example would take a minute.
+    from lm_eval.tasks.hellaswag.utils import preprocess  # takes seconds
+
     query = preprocess(label + ": " + first + " " + second.capitalize())
     assert parse_item(record, list_formats()) == Item(query, [preprocess(ending) for ending in endings], 1)
 

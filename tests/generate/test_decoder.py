@@ -89,7 +89,7 @@ def test_the_smallest_contexts(context_length: int) -> None:
 
 @pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
-@pytest.mark.parametrize("batch", [8, 3])
+@pytest.mark.parametrize("batch", [pytest.param(8, marks=pytest.mark.slow), 3])
 def test_a_text_is_the_same_alone_and_among_others(blocks: str, sampling: Sampling, batch: int) -> None:
     model, requests = build_model(blocks), mixed_requests(sampling)
     together = decode(model, requests, batch=batch)  # with 3 rows others take over the place of a text that ended

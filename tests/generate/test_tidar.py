@@ -55,7 +55,9 @@ def decode(decoder: Decoder, requests: Sequence[Request]) -> list[list[int]]:
 
 @each_way
 @each_model
-@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize(
+    "sampling", [pytest.param(GREEDY, id="greedy", marks=pytest.mark.slow), pytest.param(DRAWN, id="drawn")]
+)
 def test_the_text_is_a_plain_decoders(name: str, sampling: Sampling, kind: type[TidarDecoder]) -> None:
     """T6, with none, some and all of the guesses right; over the end of the context, and four at a time."""
     given = set()

@@ -1,11 +1,10 @@
 """dvc.lock and dvc.yaml as a graph, and folders hashed as DVC hashes them."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from projects import dvc
 
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.lineage.dvc_files import Project, list_places, read_content
@@ -145,8 +144,8 @@ def test_folders_are_hashed_as_dvc_does(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "elsewhere").write_bytes(b"\r\nelsewhere")
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / ".dvcignore").write_text("__pycache__/\n")
-    for command in (["init", "--no-scm", "--quiet"], ["add", "--quiet", "folder", "elsewhere"]):
-        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=tmp_path, check=True, capture_output=True)
+    dvc(tmp_path, "init", "--no-scm", "--quiet")
+    dvc(tmp_path, "add", "--quiet", "folder", "elsewhere")
     project = Project(tmp_path)
     assert f"md5: {project.hash('folder')}\n" in (tmp_path / "folder.dvc").read_text()
     assert f"md5: {project.hash('elsewhere')}\n" in (tmp_path / "elsewhere.dvc").read_text()

@@ -303,6 +303,7 @@ def test_missing_and_damaged_weights_are_named(tmp_path: Path, damage: Callable[
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_importing_needs_no_transformers(tmp_path: Path) -> None:
     save_theirs(tmp_path, GPT2)
     program = f"""

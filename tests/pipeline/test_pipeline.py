@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 from tiny import GPT2_MODEL
 
 import stages.train
-from lmcore.errors import ParameterError
+from lmcore.errors import LmcoreError
+from lmcore.experiments.experiments import find_experiments
 
 
 @finished_once
@@ -74,6 +75,13 @@ def test_the_run_is_in_mlflow(finished: Project, monkeypatch: pytest.MonkeyPatch
     assert run.data.metrics["val_loss"] == pytest.approx(finished.metrics("train")["val_loss"], abs=1e-5)
     artifacts = {file.path for file in client.list_artifacts(run.info.run_id, "model")}
     assert {"model/MLmodel", "model/artifacts", "model/code"} <= artifacts
+
+
+@finished_once
+def test_its_commit_can_be_compared(finished: Project) -> None:
+    (experiment,) = find_experiments(["main"], finished.folder)
+    assert experiment.metrics["evaluate.val_loss"] == finished.metrics("evaluate")["val_loss"]
+    assert experiment.params["train.max_steps"] == "12"
 
 
 @finished_once
@@ -149,7 +157,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
     before = project.contents("models", "reports", "runs")
     monkeypatch.chdir(project.folder)
     monkeypatch.setattr(stages.train, "follow_parent", lambda: None)
-    with pytest.raises(ParameterError, match=re.escape(message)):
+    with pytest.raises(LmcoreError, match=re.escape(message)):
         stages.train.main()
     assert project.contents("models", "reports", "runs") == before
 

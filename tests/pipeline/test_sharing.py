@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from projects import Project, finished_once
+from projects import Project, dvc, finished_once
 from remote_servers import SERVERS, need, serve_read_only
 
-pytestmark = [pytest.mark.slow, finished_once]
+pytestmark = finished_once
 
 OUTPUTS = ("data/raw", "data/documents", "data/tokens", "models", "reports/samples")
 
@@ -38,6 +38,17 @@ def tell(project: Project, secrets: Mapping[str, str]) -> None:
         project.run("dvc", "remote", "modify", "--local", "storage", name, value)
 
 
+def test_a_clone_pulls_what_was_pushed_to_a_folder(alice: Project, tmp_path: Path) -> None:
+    dvc(alice.folder, "remote", "add", "--quiet", "-d", "storage", str(tmp_path / "storage"))
+    alice.commit("a remote")
+    dvc(alice.folder, "push", "--quiet")
+    bob = alice.clone(tmp_path / "bob")
+    dvc(bob.folder, "pull", "--quiet")
+    assert bob.contents(*OUTPUTS) == alice.contents(*OUTPUTS)
+    assert bob.status() == ""
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SERVERS)
 def test_a_fresh_clone_pulls_what_another_pushed_and_a_stranger_does_not(
     alice: Project, tmp_path: Path, kind: str
@@ -74,6 +85,7 @@ def assert_refused(output: str, complaint: str) -> None:
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_web_server_of_files_is_enough_to_pull(origin: Project, tmp_path: Path) -> None:
     bob = origin.clone(tmp_path / "bob")
     with serve_read_only(tmp_path / "storage") as address:
@@ -86,6 +98,7 @@ def test_a_web_server_of_files_is_enough_to_pull(origin: Project, tmp_path: Path
         assert "Unsupported method ('POST')" in bob.run("dvc", "push", "--remote", "web", fails=True)
 
 
+@pytest.mark.slow
 def test_a_folder_that_one_may_not_write_to(alice: Project, tmp_path: Path) -> None:
     (tmp_path / "storage").mkdir(mode=0o555)
     alice.run("dvc", "remote", "add", "-d", "storage", str(tmp_path / "storage"))
@@ -98,6 +111,7 @@ def test_a_folder_that_one_may_not_write_to(alice: Project, tmp_path: Path) -> N
     assert "files pushed" in alice.run("dvc", "push")
 
 
+@pytest.mark.slow
 def test_an_experiment_reaches_a_colleague_and_the_run_cache_with_the_whole_cache(
     alice: Project, origin: Project, tmp_path: Path
 ) -> None:
@@ -122,6 +136,7 @@ def test_an_experiment_reaches_a_colleague_and_the_run_cache_with_the_whole_cach
     assert carol.contents(*OUTPUTS, "reports", "dvc.lock") == alice.contents(*OUTPUTS, "reports", "dvc.lock")
 
 
+@pytest.mark.slow
 def test_a_version_of_the_model_goes_by_a_tag(alice: Project, origin: Project, tmp_path: Path) -> None:
     alice.run("git", "tag", "--annotate", "gpt@v1.0.0", "--message", "the first")
     first = {Path(path).name: body for path, body in alice.contents("models/gpt").items()}
@@ -153,6 +168,7 @@ def inodes(folder: Path) -> set[tuple[int, int]]:
     return {(path.stat().st_dev, path.stat().st_ino) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_outputs_are_links_into_the_cache_and_a_team_can_share_one(origin: Project, tmp_path: Path) -> None:
     cache, (bob, carol) = tmp_path / "cache", [origin.clone(tmp_path / name) for name in ("bob", "carol")]
     probe = ["cp", "--reflink=always", bob.folder / "dvc.lock", tmp_path / "probe"]
@@ -170,6 +186,7 @@ def test_outputs_are_links_into_the_cache_and_a_team_can_share_one(origin: Proje
     assert {path.stat().st_mode & 0o070 for path in (cache / "files").rglob("*") if path.is_dir()} == {0o070}
 
 
+@pytest.mark.slow
 def test_a_cache_on_another_file_system_is_copied_from_or_linked_to(origin: Project, tmp_path: Path) -> None:
     memory = Path("/dev/shm")
     if not memory.exists() or memory.stat().st_dev == tmp_path.stat().st_dev:
@@ -190,6 +207,7 @@ def test_a_cache_on_another_file_system_is_copied_from_or_linked_to(origin: Proj
         shutil.rmtree(cache)
 
 
+@pytest.mark.slow
 def test_without_the_data_dvc_knows_what_is_up_to_date_and_fetches_what_it_needs(
     origin: Project, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from tiny import WORDS
 
 pytestmark = pytest.mark.xdist_group("serve")
 
-CLIENTS, REQUESTS = 64, 3
+REQUESTS = 3  # of each client
 
 
 def build_request(number: int) -> dict[str, Any]:
@@ -51,7 +51,7 @@ async def ask(client: openai.AsyncOpenAI, number: int) -> list[str] | None:
     return texts
 
 
-async def load(served: Served) -> dict[int, list[str] | None]:
+async def load(served: Served, clients: int) -> dict[int, list[str] | None]:
     async with openai.AsyncOpenAI(
         base_url=f"{served.address}/v1", api_key="none", max_retries=0, timeout=120
     ) as client:
@@ -59,20 +59,21 @@ async def load(served: Served) -> dict[int, list[str] | None]:
         async def work(first: int) -> dict[int, list[str] | None]:
             return {number: await ask(client, number) for number in range(first, first + REQUESTS)}
 
-        found = await asyncio.gather(*(work(REQUESTS * number) for number in range(CLIENTS)))
+        found = await asyncio.gather(*(work(REQUESTS * number) for number in range(clients)))
     return {number: texts for some in found for number, texts in some.items()}
 
 
-def test_nothing_is_lost(start: Start) -> None:
-    served = start(batch=16, queue=4 * CLIENTS)
-    answers = asyncio.run(load(served))
-    assert len(answers) == CLIENTS * REQUESTS
+@pytest.mark.parametrize("clients", [16, pytest.param(64, marks=pytest.mark.slow)])
+def test_nothing_is_lost(start: Start, clients: int) -> None:
+    served = start(batch=16, queue=4 * clients)
+    answers = asyncio.run(load(served, clients))
+    assert len(answers) == clients * REQUESTS
     wait_until(lambda: is_idle(served))
     alone = served.client()
     for number, texts in answers.items():
         if texts is not None and number % 7 == 0:
             assert [choice.text for choice in alone.completions.create(**build_request(number)).choices] == texts
-    assert sum(texts is None for texts in answers.values()) == len(range(0, CLIENTS * REQUESTS, 10))
+    assert sum(texts is None for texts in answers.values()) == len(range(0, clients * REQUESTS, 10))
     assert served.read_metric("lmcore_time_to_first_token_seconds_count") >= sum(
         count_texts(build_request(number)) for number, texts in answers.items() if texts is not None
     )

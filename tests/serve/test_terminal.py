@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from imports import ROOT
 from tiny import TINY_MODEL, tokenizer_params
 
+from lmcore.cli import main
 from lmcore.model.gpt import GPT
 from lmcore.model.save_load import save_model
 from lmcore.params import read_params
@@ -32,15 +35,29 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*arguments: str, typed: bytes = b"") -> tuple[int, bytes, str]:
-    """Exit status, standard output and error of a command of lmcore."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, "-m", "lmcore", *arguments]
-    done = subprocess.run(command, input=typed, capture_output=True, check=False, env=environment)
-    return done.returncode, done.stdout, done.stderr.decode()
+Run = Callable[..., tuple[int, bytes, str]]
 
 
-def test_the_command_draws_what_the_stage_draws(project: Path) -> None:
+@pytest.fixture
+def run(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """A command of lmcore in this process: exit status, standard output and error."""
+
+    def run(*arguments: str, typed: bytes = b"") -> tuple[int, bytes, str]:
+        written, told = io.BytesIO(), io.StringIO()
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.argv", ["lmcore", *arguments])
+            patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
+            patch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="utf-8", write_through=True))
+            patch.setattr("sys.stderr", told)
+            with pytest.raises(SystemExit) as ended:
+                main()
+            return int(ended.value.code or 0), written.getvalue(), told.getvalue()
+
+    yield run
+    torch.set_num_threads(1)  # as in conftest.py: a command takes the machine's
+
+
+def test_the_command_draws_what_the_stage_draws(project: Path, run: Run) -> None:
     sample.main()
     lines = (project / "reports/samples/samples.jsonl").read_text().splitlines()
     texts = [json.loads(line)["text"] for line in lines]
@@ -51,12 +68,15 @@ def test_the_command_draws_what_the_stage_draws(project: Path) -> None:
 
 
 def test_flags_go_over_the_parameters(project: Path) -> None:
-    flags = ["--samples", "1", "-n", "30", "--temperature", "0", "--draft-tokens", "3", "--weights", "int8"]
-    status, out, told = run("sample", "models/gpt", "-p", "-", *flags, typed="zażółć".encode() + b"\xff")
-    assert status == 0
-    assert out.startswith("zażółć".encode())
-    assert "30 tokens in" in told
-    assert "per forward pass" in told
+    """In a process of its own, whose standard input holds any bytes."""
+    command = [sys.executable, "-m", "lmcore", "sample", "models/gpt", "-p", "-", "--samples", "1", "-n", "30"]
+    command += ["--temperature", "0", "--draft-tokens", "3", "--weights", "int8"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, input="zażółć".encode() + b"\xff", capture_output=True, check=False, env=environment)
+    assert done.returncode == 0
+    assert done.stdout.startswith("zażółć".encode())
+    assert "30 tokens in" in done.stderr.decode()
+    assert "per forward pass" in done.stderr.decode()
 
 
 @pytest.mark.parametrize(
@@ -69,14 +89,14 @@ def test_flags_go_over_the_parameters(project: Path) -> None:
         (["-p", "a", "--weights", "int4"], "error: sample.weights='int4': must be"),
     ],
 )
-def test_a_mistake_is_one_line(project: Path, arguments: list[str], message: str) -> None:
+def test_a_mistake_is_one_line(project: Path, run: Run, arguments: list[str], message: str) -> None:
     status, out, told = run("sample", *arguments)
     assert (status, out) == (1, b"")
     assert told.startswith(message)
     assert told.count("\n") == 1
 
 
-def test_a_conversation_is_one_text(project: Path) -> None:
+def test_a_conversation_is_one_text(project: Path, run: Run) -> None:
     """What a person types goes behind what the model wrote; an empty line lets it go on; /new begins anew."""
     typed = b"ab\n\n/new\nab\n"
     status, out, told = run("chat", "-n", "12", "--temperature", "2", typed=typed)
@@ -113,7 +133,7 @@ def test_ctrl_c_ends_a_turn_and_not_the_conversation(
 
 
 @pytest.mark.parametrize("section", ["", "  prompts: abc\n"])
-def test_a_broken_section_is_named(project: Path, section: str) -> None:
+def test_a_broken_section_is_named(project: Path, run: Run, section: str) -> None:
     text = (project / "params.yaml").read_text()
     before, after = text.split("\nsample:\n")
     (project / "params.yaml").write_text(f"{before}\nsample:\n{section}\nexport:{after.partition('export:')[2]}")
@@ -123,7 +143,7 @@ def test_a_broken_section_is_named(project: Path, section: str) -> None:
     assert told.count("\n") == 1
 
 
-def test_without_a_compiler_nothing_is_compiled(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_nothing_is_compiled(project: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     status, _, told = run("sample", "--compile")
     assert status == 1

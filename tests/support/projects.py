@@ -6,8 +6,9 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, Self
@@ -135,6 +136,16 @@ class Project:
         """The files below these paths by name."""
         files = [file for path in paths for file in [self.folder / path, *(self.folder / path).rglob("*")]]
         return {str(file.relative_to(self.folder)): file.read_bytes() for file in files if file.is_file()}
+
+
+def dvc(folder: Path, *arguments: str) -> None:
+    """DVC in this process, where no stage runs: a process of its own takes a second or two to import it."""
+    from dvc.cli import main
+
+    with chdir(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its libraries' own, which pytest would raise in its middle
+        status = main([*arguments])
+    assert status == 0, f"dvc {' '.join(arguments)} gave {status}"
 
 
 finished_once = pytest.mark.xdist_group("finished")  # tests that share one finished project share a process

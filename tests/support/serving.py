@@ -68,11 +68,11 @@ def serving(
         yield Served(bound.getsockname()[1], server.engine, model, tokenizer)
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(240)
         assert not thread.is_alive()
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(is_so: Callable[[], bool], seconds: float = 240.0) -> None:
     """Return as soon as it is."""
     until = time.monotonic() + seconds
     while not is_so():

@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 from tiny import TINY_MODEL, TINY_TRAIN
 
 from lmcore.evaluate.loss import Loss, measure_loss
+from lmcore.files import write_json
 from lmcore.hardware.distributed import World
 from lmcore.hardware.resolve import Hardware
 from lmcore.model.gpt import GPT
@@ -19,6 +20,7 @@ from lmcore.tokens.dataset import TokenDataset
 from lmcore.tracking.description import TrackedRun
 from lmcore.train.params import TrainParams
 from lmcore.train.plan import RunContext
+from lmcore.train.run_state import Record
 from lmcore.train.schedule import plan_schedule
 from lmcore.train.trainer import open_batches, run_training
 
@@ -32,6 +34,10 @@ def untracked(_: TrackedRun) -> Iterator[None]:
     yield
 
 
+def write_rows(rows: Sequence[Record], out: Path) -> None:
+    write_json(out, list(rows))
+
+
 class KilledError(Exception):
     """Stands for a death between two lines of the loop."""
 
@@ -43,6 +49,8 @@ class Training:
         self.folder, self.dataset, self.monkeypatch = folder, dataset, monkeypatch
         self.validations = 0
         folder.mkdir(exist_ok=True)
+        # In place of the picture what it is drawn from: drawing takes as long as all else, and has its own tests.
+        monkeypatch.setattr("lmcore.train.outputs.draw_training", write_rows)
 
     def run(
         self,

@@ -10,8 +10,6 @@ from tracked import BEGIN, SETTINGS, log, make_params, make_run
 
 from lmcore.tracking.session import track_run
 
-wandb = pytest.importorskip("wandb")
-
 WANDB = make_params("wandb")
 BLOCK = 32768
 
@@ -20,6 +18,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("wan
 
 @pytest.fixture(autouse=True)
 def offline(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    wandb = pytest.importorskip("wandb")  # takes seconds
     monkeypatch.setenv("WANDB_MODE", "offline")
     for place in ("CONFIG", "CACHE", "DATA"):
         monkeypatch.setenv(f"WANDB_{place}_DIR", str(project / place))
@@ -51,6 +50,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     return [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in row.item} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_resumed_training_is_the_same_run(project: Path) -> None:
     run = make_run(project)
     with pytest.raises(SystemExit), track_run(run, SETTINGS, WANDB):

@@ -54,7 +54,7 @@ def test_it_learns_and_writes_what_the_design_names(training: Training) -> None:
     assert {"seconds", "tokens_per_second", "peak_memory_bytes", "hardware"} == set(summary)
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("micro_batch_size", [3, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 2, 4))])
 def test_the_micro_batch_does_not_change_the_result(training: Training, other: Training, micro_batch_size: int) -> None:
     params = TINY_TRAIN.model_copy(update={"batch_size": 8, "max_steps": 50, "learning_rate": 0.003})
     training.run(params=params, micro_batch_size=8)

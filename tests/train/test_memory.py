@@ -131,11 +131,21 @@ def test_activations_are_what_autograd_keeps(shape: str, precision: Precision) -
     assert estimated.activations == pytest.approx(kept_by_autograd(SHAPES[shape], precision), rel=0.05)
 
 
+COMBINATIONS = [
+    (shape, *logits, checkpointing, precision)
+    for shape in ("modern", "classic", "squared relu, capped", "document mask", "masks")
+    for logits in ((64, 64 << 20), (4096, 64 << 20), (16_384, 4 << 20))
+    for checkpointing in (False, True)
+    for precision in ("fp32", "bf16")
+]
+
+
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(("vocab_size", "whole_logits"), [(64, 64 << 20), (4096, 64 << 20), (16_384, 4 << 20)])
-@pytest.mark.parametrize("shape", ["modern", "classic", "squared relu, capped", "document mask", "masks"])
+@pytest.mark.parametrize(
+    ("shape", "vocab_size", "whole_logits", "checkpointing", "precision"),
+    # Every seventh of these sixty has each shape, each size of the logits and each switch both ways.
+    [pytest.param(*each, marks=[pytest.mark.slow] if place % 7 else []) for place, each in enumerate(COMBINATIONS)],
+)
 def test_the_total_is_the_peak_of_a_step(
     shape: str,
     vocab_size: int,
