@@ -30,7 +30,9 @@ class CompiledStep:
                 torch._dynamo.mark_static_address(store)
         # Evaluating the guards, about a hundred, takes a third of a millisecond per call. They are needed only to
         # choose among several compilations: with its own set of compilations, which holds one, a step can skip them.
-        self._compute = torch.compile(compute, dynamic=False, options=options, isolate_recompiles=True)
+        self._compute = torch.compile(  # type: ignore[call-overload]  # torch's overloads lack the last argument
+            compute, dynamic=False, options=options, isolate_recompiles=True
+        )
         self._shape: torch.Size | None = None
 
     def __call__(self, tokens: Tensor, starts: Tensor) -> Tensor:
