@@ -1,5 +1,8 @@
 """The compiled step says what the model says."""
 
+import os
+import shutil
+
 import pytest
 from tiny import GPT2_MODEL, TINY_MODEL, sharpen
 
@@ -10,7 +13,10 @@ from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
 
 # The compiler loads a part of torch that uses another, deprecated one.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="compiling needs a C++ compiler"),
+]
 
 REQUESTS = [
     Request([5, 6, 7, 5, 6, 7, 5, 6], 12, Sampling(temperature=0)),
@@ -30,6 +36,14 @@ def decode(decoder: Decoder) -> list[list[int]]:
     return texts
 
 
+def test_one_compiled_layer_is_eager() -> None:
+    """The least that can be compiled: the rest is slow."""
+    model = build_model(TINY_MODEL.model_copy(update={"n_layers": 1}), 1)
+    expected = decode(Decoder(model, batch=2, end_of_text=-1))
+    assert decode(Decoder(model, batch=2, end_of_text=-1, compile=True)) == expected
+
+
+@pytest.mark.slow
 def test_compiled_is_eager() -> None:
     """Two models in turns: each function is called without asking whether it was compiled for these arguments."""
     models = [build_model(GPT2_MODEL, 1), build_model(TINY_MODEL.model_copy(update={"document_mask": True}), 2)]
@@ -43,6 +57,7 @@ def test_compiled_is_eager() -> None:
     assert [decode(decoder) for decoder in compiled] == expected
 
 
+@pytest.mark.slow
 def test_compiled_drafts_and_int8_are_eager() -> None:
     model = convert_weights(build_model(TINY_MODEL, 1), "int8")
     expected = decode(Decoder(model, batch=1, end_of_text=-1))
