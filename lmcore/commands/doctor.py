@@ -9,10 +9,13 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigError
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import psutil
 
 from lmcore.commands.forecast import EXPLANATION, forecast, measure_peak
 from lmcore.commands.killed import Finding, check_experiments, explain_no_branch, find_killed_run
@@ -22,6 +25,7 @@ from lmcore.files import read_json
 from lmcore.hardware.measure import available_memory, total_memory
 from lmcore.lineage.lock import LOCK, TORN
 from lmcore.lineage.provenance import find_changed_sources
+from lmcore.lineage.runs import describe_run
 from lmcore.model.params import ModelParams
 from lmcore.params import Change, compare_values, parse_section, read_params
 from lmcore.runtime.locks import is_locked
@@ -72,7 +76,7 @@ def check_params(root: Path) -> Iterator[Finding]:
     try:
         values = read_params(root / "params.yaml")
         yield from _compare_resources(root, values)
-        yield from _find_unfinished_runs(root / "runs", values)
+        yield from _find_unfinished_runs(root, values)
     except LmcoreError as error:
         yield Finding(str(error), "edit params.yaml", needs_user=True)
 
@@ -115,18 +119,18 @@ def _compare_resources(root: Path, values: Mapping[str, Any]) -> Iterator[Findin
         yield Finding(text)
 
 
-def _find_unfinished_runs(runs: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
+def _find_unfinished_runs(root: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
     """The trainings that are under way, and those that stopped, with the way to go on."""
     current = {
         "model": parse_section(ModelParams, "model", values.get("model")).model_dump(),
         "train": parse_section(TrainParams, "train", values.get("train")).model_dump(),
     }
-    for path in sorted(runs.glob("*/identity.json")):
+    for path in sorted(root.glob("runs/*/identity.json")):
         folder = path.parent
         if (folder / "summary.json").exists():
             continue
-        lock = runs / f"{folder.name}.lock"
-        step = _last_checkpoint(folder)
+        lock = folder.with_name(f"{folder.name}.lock")
+        step = max(describe_run(root, folder.name)["checkpoints"], default=0)
         if is_locked(lock):
             yield Finding(f"runs/{folder.name} is being trained by {_name_holders(lock)}, last saved at step {step}")
             continue
@@ -145,37 +149,26 @@ def _find_unfinished_runs(runs: Path, values: Mapping[str, Any]) -> Iterator[Fin
         yield Finding(text, f"{_go_on(wanted)}, or {remove}", needs_user=True)
 
 
-def _last_checkpoint(run: Path) -> int:
-    """The step of the newest checkpoint that was sealed; 0 without one."""
-    seals = (run / "checkpoints").glob("step-*.json")
-    return max((int(seal.stem.removeprefix("step-")) for seal in seals), default=0)
-
-
 def _go_on(changes: list[Change]) -> str:
     """The command that goes on with a run whose parameters differ from params.yaml by `changes`."""
-    settings = [setting for change in changes for setting in _spell_settings(change)]
-    return "dvc repro" if not settings else " ".join(["dvc exp run", *(f"-S {shlex.quote(each)}" for each in settings)])
-
-
-def _spell_settings(change: Change) -> list[str]:
-    """A change in the words of `dvc exp run -S`, which keeps the names that a key has unless it is emptied first."""
-    name = f"{change.section}.{change.key}"
-    if isinstance(change.new, dict):
-        entries = ",".join(f"{key}:{json.dumps(value)}" for key, value in change.new.items())
-        return [*([f"{name}=null"] if change.old else []), f"{name}={{{entries}}}"]
-    return [f"{name}={json.dumps(change.new).strip(chr(34))}"]
+    settings = []
+    for change in changes:
+        value = json.dumps(change.new).strip('"')
+        if isinstance(change.new, dict):
+            value = f"{{{','.join(f'{key}:{json.dumps(entry)}' for key, entry in change.new.items())}}}"
+            if change.old:  # `-S` keeps the names that a key has unless it is emptied first
+                settings.append(f"{change.section}.{change.key}=null")
+        settings.append(f"{change.section}.{change.key}={value}")
+    return " ".join(["dvc exp run", *(f"-S {shlex.quote(each)}" for each in settings)]) if settings else "dvc repro"
 
 
 def _name_holders(path: Path) -> str:
     """The processes that have the file open: the one that holds it, and those that wait for it."""
-    holders = []
-    for process in sorted(Path("/proc").glob("[0-9]*")):
-        try:
-            is_open = any(link.readlink() == path.resolve() for link in (process / "fd").iterdir())
-        except OSError:  # it has ended meanwhile, or is somebody else's
-            continue
-        if is_open:
-            holders.append(f"process {process.name} ({read_command(int(process.name))})")
+    holders = [
+        f"process {process.pid} ({read_command(process.pid)})"
+        for process in psutil.process_iter(["open_files"])
+        if any(file.path == str(path.resolve()) for file in process.info["open_files"] or ())  # None: somebody else's
+    ]
     return ", ".join(holders) or "another process"
 
 
@@ -187,13 +180,12 @@ def check_git(root: Path) -> Iterator[Finding]:
     command = ["git", "status", "--porcelain=v2", "--branch"]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if result.returncode:
+        text, remedy = f"git: {result.stderr.strip().partition(chr(10))[0]}", "git init"
         try:
             require_owner(result.stderr)
         except ArtifactError as error:
             text, _, remedy = str(error).partition(": ")
-            yield Finding(text, remedy, needs_user=True)
-        else:
-            yield Finding(f"git: {result.stderr.strip().partition(chr(10))[0]}", "git init", needs_user=True)
+        yield Finding(text, remedy, needs_user=True)
         return
     lines = result.stdout.splitlines()
     facts = dict(line.removeprefix("# ").split(" ", 1) for line in lines if line.startswith("# "))
@@ -213,12 +205,10 @@ def check_git(root: Path) -> Iterator[Finding]:
 def check_lock_file(root: Path) -> Iterator[Finding]:
     """DVC writes dvc.lock in place: a kill -9 or a power cut at that moment leaves it empty or cut off."""
     path = root / LOCK
-    try:
-        whole = not path.exists() or "schema" in read_params(path)
-    except ParameterError:
-        whole = False
-    if not whole:
-        yield Finding(f"{LOCK} is damaged, and DVC will not start", TORN, needs_user=True)
+    with suppress(ParameterError):
+        if not path.exists() or "schema" in read_params(path):
+            return
+    yield Finding(f"{LOCK} is damaged, and DVC will not start", TORN, needs_user=True)
 
 
 def check_dvc_at_work(root: Path) -> Iterator[Finding]:

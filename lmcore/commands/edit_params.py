@@ -48,7 +48,7 @@ def rewrite(text: str, changes: Sequence[Change]) -> str:
     column = _comment_column(text)
     edits = []
     for change in changes:
-        found = _find(_children(root), f"{change.section}.{change.key}")
+        found = _find(root, f"{change.section}.{change.key}")
         if found is None:
             raise ParameterError(
                 f"params.yaml has no {change.section}.{change.key}: write the line "
@@ -60,17 +60,13 @@ def rewrite(text: str, changes: Sequence[Change]) -> str:
     return text
 
 
-def _find(nodes: Mapping[str, tuple[Node, Node]], key: str) -> tuple[Node, Node] | None:
+def _find(section: Node, key: str) -> tuple[Node, Node] | None:
     """The nodes, key and value, of a key that may be dotted."""
+    nodes = {node.value: (node, value) for node, value in section.value} if isinstance(section, MappingNode) else {}
     if key in nodes:
         return nodes[key]
     outer, _, inner = key.partition(".")
-    return _find(_children(nodes[outer][1]), inner) if inner and outer in nodes else None
-
-
-def _children(section: Node) -> Mapping[str, tuple[Node, Node]]:
-    """A section's nodes, key and value, by the key."""
-    return {key.value: (key, value) for key, value in section.value} if isinstance(section, MappingNode) else {}
+    return _find(nodes[outer][1], inner) if inner and outer in nodes else None
 
 
 def _edit(text: str, key: Node, value: Node, new: Any, column: int) -> tuple[int, int, str]:

@@ -23,6 +23,9 @@ EFFICIENCY = 0.4
 EXPLANATION = f"6 operations per parameter and token, at {EFFICIENCY:.0%} of its fastest matrix product"
 
 
+measure_peak = functools.cache(measure_peak_flops)  # by device and precision, once per process
+
+
 @dataclass(frozen=True)
 class Size:
     """What does not depend on the machine; `tokens` and `flops` are None where the corpus decides (train.epochs)."""
@@ -71,9 +74,3 @@ def measure_rate(hardware: Hardware) -> float:
     """FLOP/s that training is taken to reach, all processes together: EFFICIENCY of the measured peak."""
     gpus = hardware.processes if hardware.device == "cuda" else 1  # elsewhere all processes share one device
     return EFFICIENCY * gpus * measure_peak(hardware.device, hardware.precision)
-
-
-@functools.cache
-def measure_peak(device: str, precision: str) -> float:
-    """`measure_peak_flops`, once per process."""
-    return measure_peak_flops(device, precision)

@@ -66,6 +66,14 @@ def hash_folder(checksums: Mapping[str, str]) -> str:
     return str(tree.hash_info.value)
 
 
+def hash_part(files: Mapping[str, str], name: str) -> str | None:
+    """DVC's hash of a file or a folder among these files with their MD5s; None if it is not there."""
+    if name in files:
+        return files[name]
+    inside = {path.removeprefix(f"{name}/"): md5 for path, md5 in files.items() if path.startswith(f"{name}/")}
+    return hash_folder(inside) if inside else None
+
+
 class Project:
     """A project of DVC in `root`. Files are read when they are first asked for, never trusting times or sizes."""
 
@@ -92,10 +100,8 @@ class Project:
         place = self.root / path
         if not place.is_dir():
             return ["."] if place.is_file() or place.is_symlink() else []
-        found = []
-        for folder, _, names in self._ignore.walk(localfs, str(place)):
-            found += [Path(folder, name).relative_to(place).as_posix() for name in names]
-        return sorted(found)
+        found = (Path(folder, name) for folder, _, names in self._ignore.walk(localfs, str(place)) for name in names)
+        return sorted(path.relative_to(place).as_posix() for path in found)
 
     def ignores(self, path: str) -> bool:
         """Whether .dvcignore leaves this file out."""

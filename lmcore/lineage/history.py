@@ -4,15 +4,15 @@ import hashlib
 import io
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from lmcore.experiments.experiments import list_references
 from lmcore.experiments.queue import read_git, run_git
-from lmcore.lineage.dvc_files import Project, hash_folder
-from lmcore.lineage.lock import CODE_FOLDERS, LOCK, PARAMS, PIPELINE, Entry, LockedStage, Pipeline, parse_pipeline
+from lmcore.lineage.dvc_files import Project, hash_folder, hash_part
+from lmcore.lineage.lock import CODE_FOLDERS, LOCK, PARAMS, PIPELINE, LockedStage, Pipeline, parse_pipeline
 
 FORMAT = "--format=%H%x00%as%x00%s"  # of git log: the fields of a commit
 
@@ -81,8 +81,9 @@ class History:
 
     def find_missing_code(self, stage: LockedStage, commit: Commit, project: Project) -> list[str]:
         """What of the code and parameters that a stage ran with is not in the commit, as it was then."""
-        files = self._hash_code(commit.id)
-        missing = [entry.path for entry in stage.code if _hash_entry(entry, files, project) != entry.md5]
+        files = self._hash_code(commit.id, project)
+        nothing = hash_folder({})  # of a folder that git has not; that of an empty one
+        missing = [entry.path for entry in stage.code if (hash_part(files, entry.path) or nothing) != entry.md5]
         if self.read_pipeline(commit).find_changed_params(stage):
             missing.append(PARAMS)
         return missing
@@ -107,8 +108,8 @@ class History:
     def _read_file(self, commit: str, path: str) -> bytes | None:
         return read_git(self.root, "cat-file", "blob", f"{commit}:./{path}")
 
-    def _hash_committed_code(self, commit: str) -> dict[str, str]:
-        """The MD5s of the code in a commit, by path."""
+    def _hash_committed_code(self, commit: str, project: Project) -> dict[str, str]:
+        """The MD5s of the code in a commit, by path, of the files that DVC counts."""
         present = run_git(self.root, "ls-tree", "--name-only", commit).splitlines()
         folders = [name for name in CODE_FOLDERS if name in present]
         if not folders:
@@ -119,16 +120,8 @@ class History:
             return {
                 member.name: hashlib.md5(content.read(), usedforsecurity=False).hexdigest()
                 for member in files
-                if (content := files.extractfile(member)) is not None
+                if not project.ignores(member.name) and (content := files.extractfile(member)) is not None
             }
-
-
-def _hash_entry(entry: Entry, files: Mapping[str, str], project: Project) -> str | None:
-    """DVC's hash of a file or a folder among these; of a folder that is not there, of an empty one."""
-    if not entry.is_folder:
-        return files.get(entry.path)
-    inside = {name.removeprefix(f"{entry.path}/"): md5 for name, md5 in files.items() if entry.holds(name)}
-    return hash_folder({name: md5 for name, md5 in inside.items() if not project.ignores(f"{entry.path}/{name}")})
 
 
 def cut_stage(lock: bytes | None, stage: str) -> bytes | None:

@@ -1,6 +1,5 @@
 """Runs by their key: what runs/KEY and MLflow noted of them, and the state of the project that each belongs to."""
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -23,7 +22,7 @@ from lmcore.train.run_state import run_key
 ROUNDING = 1e-6  # of the losses in lineage.json, which MLflow has in full
 LOSSES = ("train_loss", "val_loss", "bits_per_byte")
 SEARCHED_COMMITS = 200  # of those that changed dvc.lock, the newest
-SECTIONS = ("model", "train")  # of the parameters, those that a run's key is made from
+SECTIONS = ("model.", "train.")  # of the parameters, those that a run's key is made from
 
 
 def read_identity(root: Path, key: str) -> dict[str, Any] | None:
@@ -104,8 +103,7 @@ def find_state(
     any more, equal parameters make it likely, and a note in `found` says so. Return None where there is no such
     state, which is a mismatch.
     """
-    lineage = project.root / MODEL / LINEAGE
-    if lineage.is_file() and read_key(lineage) == key and "train" in present.stages:
+    if read_key(project.root / MODEL / LINEAGE) == key and "train" in present.stages:
         return present, None
     wanted = _read_params(project.root, key, tracked)
     likely: tuple[Pipeline, Commit] | None = None
@@ -113,24 +111,25 @@ def find_state(
         if "train" not in pipeline.stages or MODEL not in pipeline.outputs:
             continue
         place = project.find_recorded(pipeline.outputs[MODEL], LINEAGE)
-        if place is not None and read_key(place) == key:
+        if read_key(place) == key:
             return pipeline, commit
-        if likely is None and place is None and wanted and _agree(wanted, pipeline):
-            likely = pipeline, commit
+        if likely is None and place is None and wanted:
+            recorded = describe_params(pipeline.stages["train"].params)
+            likely = None if _list_differing(wanted, recorded) else (pipeline, commit)
     if likely is None:
         text = f"no commit and no experiment records run {key}, and {MODEL} is not its model"
         found.mismatches.append(Mismatch("run", text, _train_again(wanted, present), "train"))
-        return None
-    told = "by its parameters: DVC's cache has not the model there, which would prove it"
-    found.notes.append(f"taken for {likely[1].name} {told}")
+    else:
+        told = "by its parameters: DVC's cache has not the model there, which would prove it"
+        found.notes.append(f"taken for {likely[1].name} {told}")
     return likely
 
 
-def read_key(path: Path) -> str | None:
-    """The key of the run that a lineage.json names; None for a damaged one."""
+def read_key(path: Path | None) -> str | None:
+    """The key of the run that a lineage.json names; None for one that is damaged or not there."""
     try:
-        values = json.loads(path.read_bytes())
-    except ValueError:
+        values = None if path is None else read_json(path, "")
+    except ArtifactError:
         return None
     return values.get("run_key") if isinstance(values, dict) else None
 
@@ -151,24 +150,18 @@ def _read_params(root: Path, key: str, tracked: StoredRun | None) -> dict[str, s
     """The parameters of a run by dotted names, as runs/KEY or MLflow noted them."""
     identity = read_identity(root, key)
     if identity is not None:
-        return describe_params(flatten({name: identity.get(name, {}) for name in SECTIONS}))
+        return describe_params({name: value for name, value in flatten(identity).items() if name.startswith(SECTIONS)})
     return describe_params(tracked.params) if tracked else {}
-
-
-def _agree(wanted: Mapping[str, str], pipeline: Pipeline) -> bool:
-    recorded = describe_params(pipeline.stages["train"].params)
-    return all(wanted.get(name) == recorded.get(name) for name in _list_names(wanted, recorded))
 
 
 def _train_again(wanted: Mapping[str, str], present: Pipeline) -> str:
     """The command that trains with these parameters, by those that params.yaml has otherwise."""
-    current = describe_params(flatten(present.params))
-    different = [name for name in _list_names(wanted, current) if wanted.get(name) != current.get(name)]
-    settings = ["-S " + shlex.quote(f"{name}={wanted.get(name, 'null')}") for name in different]
+    names = _list_differing(wanted, describe_params(flatten(present.params)))
+    settings = ["-S " + shlex.quote(f"{name}={wanted.get(name, 'null')}") for name in names]
     return " ".join(["dvc exp run", *settings]) if wanted else "dvc repro"
 
 
-def _list_names(*params: Mapping[str, str]) -> list[str]:
-    """The names of what a run's key is made from."""
-    names = {name for values in params for name in values}
-    return sorted(name for name in names if name.partition(".")[0] in SECTIONS)
+def _list_differing(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """The parameters that a run's key is made from and that differ."""
+    names = sorted(wanted.keys() | found.keys())
+    return [name for name in names if name.startswith(SECTIONS) and wanted.get(name) != found.get(name)]
