@@ -112,11 +112,9 @@ def _compare_resources(root: Path, values: Mapping[str, Any]) -> Iterator[Findin
     checkpoints = parse_section(TrainParams, "train", values["train"]).keep_checkpoints + SPARE_CHECKPOINTS
     shards = hardware.processes if hardware.sharding == "full" else 1
     needed, free = checkpoints * (memory.parameters + memory.optimizer) * shards, shutil.disk_usage(root).free
+    remedy = "free some space, or lower train.keep_checkpoints" if free < needed else None
     text = f"disk: {show_bytes(free)} free, checkpoints take up to {show_bytes(needed)}"
-    if free < needed:
-        yield Finding(text, "free some space, or lower train.keep_checkpoints", needs_user=True)
-    else:
-        yield Finding(text)
+    yield Finding(text, remedy, needs_user=free < needed)
 
 
 def _find_unfinished_runs(root: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
@@ -188,8 +186,8 @@ def check_git(root: Path) -> Iterator[Finding]:
         yield Finding(text, remedy, needs_user=True)
         return
     lines = result.stdout.splitlines()
-    facts = dict(line.removeprefix("# ").split(" ", 1) for line in lines if line.startswith("# "))
-    changed = sum(not line.startswith("# ") for line in lines)
+    facts = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# "))
+    changed = len(lines) - len(facts)
     branch, commit = facts["branch.head"], facts["branch.oid"][:7]
     if killed := find_killed_run(root, changed):  # what has changed is an experiment's then, and not to be committed
         yield killed

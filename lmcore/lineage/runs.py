@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from lmcore.errors import ArtifactError, LmcoreError
 from lmcore.experiments.experiments import describe_params
 from lmcore.files import read_json
 from lmcore.lineage.dvc_files import Project
-from lmcore.lineage.history import Commit, History
+from lmcore.lineage.history import Commit, find_commit, list_commits, list_experiments, read_committed
 from lmcore.lineage.lock import Pipeline
 from lmcore.lineage.provenance import LINEAGE, MODEL, NOT_IDENTITY, tell_differing
 from lmcore.lineage.remedy import Mismatch, make_again
@@ -95,7 +94,7 @@ def _list_differences(run: StoredRun, lineage: Mapping[str, Any]) -> Iterator[st
 
 
 def find_state(
-    found: Trace, key: str, tracked: StoredRun | None, project: Project, history: History, present: Pipeline
+    found: Trace, key: str, tracked: StoredRun | None, project: Project, present: Pipeline
 ) -> tuple[Pipeline, Commit | None] | None:
     """Return the state whose train stage was run `key`: its pipeline, and its commit or None for the working tree.
 
@@ -107,7 +106,7 @@ def find_state(
         return present, None
     wanted = _read_params(project.root, key, tracked)
     likely: tuple[Pipeline, Commit] | None = None
-    for commit, pipeline in _list_states(history, tracked):
+    for commit, pipeline in _list_states(project.root, tracked):
         if "train" not in pipeline.stages or MODEL not in pipeline.outputs:
             continue
         place = project.find_recorded(pipeline.outputs[MODEL], LINEAGE)
@@ -134,14 +133,14 @@ def read_key(path: Path | None) -> str | None:
     return values.get("run_key") if isinstance(values, dict) else None
 
 
-def _list_states(history: History, tracked: StoredRun | None) -> Iterator[tuple[Commit, Pipeline]]:
+def _list_states(root: Path, tracked: StoredRun | None) -> Iterator[tuple[Commit, Pipeline]]:
     """Those that may be a run's: the experiment that MLflow names, the others, and commits that changed dvc.lock."""
     experiment = tracked.tags.get("dvc.exp_name") if tracked else None
-    named = history.find_commit(experiment) if experiment else None
-    candidates = [*([named] if named else []), *history.list_experiments()]
-    for commit in [*candidates, *islice(history.list_commits(), SEARCHED_COMMITS)]:
+    named = find_commit(root, experiment) if experiment else None
+    commits = [*list_experiments(root), *list_commits(root)[:SEARCHED_COMMITS]]
+    for commit in [named, *commits] if named else commits:
         try:
-            yield commit, history.read_pipeline(commit)
+            yield commit, read_committed(root, commit)
         except LmcoreError:  # a commit from before there was a dvc.lock, or with a torn one
             continue
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lmcore.errors import list_some
 from lmcore.lineage.dvc_files import Project, hash_part
-from lmcore.lineage.history import Commit, History
+from lmcore.lineage.history import Commit, find_commit, find_missing_code, find_recording
 from lmcore.lineage.lock import LOCK, PARAMS, PIPELINE, Entry, LockedStage, Pipeline
 from lmcore.lineage.remedy import Mismatch, restore
 from lmcore.params import show_value
@@ -61,7 +61,6 @@ class State:
     """A state of the project, a commit's or (`commit` None) the working tree's, beside the files that are there now."""
 
     project: Project
-    history: History
     pipeline: Pipeline
     present: Pipeline  # the working tree's
     commit: Commit | None = None
@@ -79,7 +78,7 @@ class State:
         outputs, inputs, code = (
             tuple(map(self._build_part, entries)) for entries in (stage.outputs, stage.data, stage.code)
         )
-        commit = self.history.find_recording(stage.name, self.commit)
+        commit = find_recording(self.project.root, stage.name, self.commit)
         text = described.description if described else ""
         return Step(stage.name, text, stage.command, outputs, inputs, code, stage.params, commit)
 
@@ -117,7 +116,7 @@ class State:
             told, files = ("differs", self._count_changed(part)) if part.state == "changed" else ("is not there", "")
             text = f"{part.path} {told}: {recorded_by} has {part.md5[:8]}{files}"
             present = self.commit is None
-            remedy = restore(self.project, self.history, self.pipeline, step.stage, part) if present else ""
+            remedy = restore(self.project, self.pipeline, step.stage, part) if present else ""
             yield self._differ(f"output-{part.state}", text, step, part.path, remedy)
 
     def _count_changed(self, part: Part) -> str:
@@ -174,10 +173,10 @@ class State:
         if step.commit is None:
             yield self._differ("uncommitted", f"no commit records what {stage.name} made", step, LOCK, commit)
             return
-        missing = self.history.find_missing_code(stage, step.commit, self.project)
-        head = self.commit or self.history.find_commit("HEAD")
+        missing = find_missing_code(self.project, stage, step.commit)
+        head = self.commit or find_commit(self.project.root, "HEAD")
         if missing and head is not None:  # results are often committed before the code
-            missing = self.history.find_missing_code(stage, head, self.project)
+            missing = find_missing_code(self.project, stage, head)
         if missing:
             text = f"no commit has both what {stage.name} made and what it was made with: {list_some(missing)}"
             yield self._differ("uncommitted", text, step, missing[0], commit)

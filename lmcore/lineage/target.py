@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lmcore.errors import ParameterError, suggest
 from lmcore.lineage.dvc_files import list_places
-from lmcore.lineage.history import Commit, History
+from lmcore.lineage.history import Commit, find_commit
 from lmcore.lineage.lock import LOCK, Pipeline
 from lmcore.tracking.store import StoredRun, find_run, read_runs
 
@@ -31,7 +31,7 @@ class Target:
     commit: Commit | None = None
 
 
-def find_target(name: str, root: Path, pipeline: Pipeline, history: History) -> Target:
+def find_target(name: str, root: Path, pipeline: Pipeline) -> Target:
     """What `name` stands for; a path begins at the current folder or at the root.
 
     Raises ParameterError for a name that nothing has, or a path that no stage made.
@@ -43,7 +43,7 @@ def find_target(name: str, root: Path, pipeline: Pipeline, history: History) -> 
                 return target
         if RUN_KEY.fullmatch(name) and (root / "runs" / name).is_dir():
             return Target("run", key=name)
-        if (commit := history.find_commit(name)) is not None:
+        if (commit := find_commit(root, name)) is not None:
             return Target("revision", commit=commit)
     if (tracked := find_run(name.removeprefix(MLFLOW), read_runs())) is not None:
         return Target("run", key=tracked.run_key or None, tracked=tracked)

@@ -7,7 +7,7 @@ from typing import Any
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import project_root, read_json, sha256_file
 from lmcore.lineage.dvc_files import Project
-from lmcore.lineage.history import History
+from lmcore.lineage.history import find_commit, read_committed
 from lmcore.lineage.lock import LOCK, PIPELINE, Pipeline, read_pipeline
 from lmcore.lineage.provenance import (
     CARD,
@@ -41,14 +41,13 @@ def trace(name: str, *, quick: bool = False) -> Trace:
     Raises LmcoreError for a name that nothing has, and where nothing is recorded.
     """
     root = find_root(name)
-    history = History(root)
     present = read_pipeline(root, unrecorded=not (root / LOCK).exists())
-    target = find_target(name, root, present, history)
+    target = find_target(name, root, present)
     found = Trace(name, target.kind, quick)
     if target.kind == "copy":
         describe_copy(found, Path(target.path), root)
         return found
-    state, stages = _open_state(found, target, Project(root), history, present)
+    state, stages = _open_state(found, target, Project(root), present)
     found.commit = state.commit
     _walk(found, state, stages)
     made = {step.stage for step in found.steps}
@@ -74,21 +73,19 @@ def find_root(name: str) -> Path:
     return project_root()
 
 
-def _open_state(
-    found: Trace, target: Target, project: Project, history: History, present: Pipeline
-) -> tuple[State, tuple[str, ...]]:
+def _open_state(found: Trace, target: Target, project: Project, present: Pipeline) -> tuple[State, tuple[str, ...]]:
     """The state of the project that the target belongs to, and the stages to begin from; none if that is not known."""
     pipeline, commit, stages = present, target.commit, target.stages
     if commit is not None:
-        pipeline = history.read_pipeline(commit)
+        pipeline = read_committed(project.root, commit)
         stages = tuple(pipeline.stages)
     elif target.key is not None:
-        origin = find_state(found, target.key, target.tracked, project, history, present)
+        origin = find_state(found, target.key, target.tracked, project, present)
         pipeline, commit = origin or (Pipeline({}, {}, {}), None)
         stages = ("train",) if origin else ()
     elif target.kind == "run":
         found.notes.append("this run has no key of lmcore's: another program made it, and nothing leads further back")
-    return State(project, history, pipeline, present, commit, found.quick), stages
+    return State(project, pipeline, present, commit, found.quick), stages
 
 
 def _walk(found: Trace, state: State, names: tuple[str, ...]) -> None:
@@ -98,7 +95,7 @@ def _walk(found: Trace, state: State, names: tuple[str, ...]) -> None:
         step = state.build_step(stage)
         found.steps.append(step)
         found.mismatches += state.find_mismatches(stage, step)
-    if not state.history.exists:
+    if find_commit(state.project.root, "HEAD") is None:
         found.notes.append("there is no git repository here, or no commit: who recorded what is not known")
         found.mismatches = [mismatch for mismatch in found.mismatches if mismatch.kind != "uncommitted"]
 

@@ -2,15 +2,13 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import project_root
 from lmcore.lineage.dvc_files import Content, Project, list_places
-from lmcore.lineage.history import History
 from lmcore.lineage.integrity import Fault, check_checkpoint, check_manifest, check_weights
 from lmcore.lineage.lock import LOCK, PIPELINE, TORN, Entry, Pipeline, read_pipeline
 from lmcore.lineage.provenance import MANIFEST, Records
@@ -19,7 +17,6 @@ from lmcore.lineage.runs import check_identity
 
 OK, MISSING, DAMAGED, UNRECORDED = "ok", "missing", "damaged", "unrecorded"
 CHECKPOINTS = "checkpoints/step-*.safetensors"  # in runs/KEY
-Restore = Callable[[str, Entry], str]  # the command that brings the output of a stage back
 
 
 @dataclass(frozen=True)
@@ -72,31 +69,23 @@ def verify(paths: Sequence[str] = (), *, cache: bool = False) -> Verification:
     runs = [run for run in runs if f"runs/{run.name}" in chosen]
     project.read(outputs, "verify")
     checkpoints = project.read_all([path for run in runs for path in run.glob(CHECKPOINTS)], "verify the checkpoints")
-    bring_back = partial(restore, project, History(root), pipeline)
-    artefacts += [_verify_output(path, entry, stage, project, bring_back) for path, (stage, entry) in outputs.items()]
+    artefacts += [_verify_output(path, entry, stage, project, pipeline) for path, (stage, entry) in outputs.items()]
     artefacts += [_verify_run(run, checkpoints) for run in runs]
     if cache:
         artefacts.append(_verify_cache(project, outputs, artefacts))
+    sound = {artefact.path for artefact in artefacts if artefact.state in (OK, UNRECORDED)}.intersection(outputs)
+
+    def find(path: str, name: str) -> Path | None:  # what is damaged explains itself
+        place = project.root / path / name
+        return place if path in sound and place.is_file() else None
+
     return Verification(
         artefacts,
-        _find_contradictions(project, pipeline, outputs, artefacts),
+        list(Records(project, find).find_contradictions(pipeline)),
         sum(artefact.files for artefact in artefacts),
         project.bytes_read,
         time.monotonic() - started,
     )
-
-
-def _find_contradictions(
-    project: Project, pipeline: Pipeline, outputs: Iterable[str], artefacts: Iterable[Artefact]
-) -> list[Mismatch]:
-    """Where what was written says another thing than what was written elsewhere; what is damaged explains itself."""
-    sound = {artefact.path for artefact in artefacts if artefact.state in (OK, UNRECORDED)}.intersection(outputs)
-
-    def find(path: str, name: str) -> Path | None:
-        place = project.root / path / name
-        return place if path in sound and place.is_file() else None
-
-    return list(Records(project, find).find_contradictions(pipeline))
 
 
 def _read_lock(root: Path) -> tuple[Pipeline, list[Artefact]]:
@@ -138,18 +127,18 @@ def _choose(paths: Sequence[str], root: Path, known: Sequence[str]) -> set[str]:
     return chosen
 
 
-def _verify_output(path: str, entry: Entry | None, stage: str, project: Project, bring_back: Restore) -> Artefact:
+def _verify_output(path: str, entry: Entry | None, stage: str, project: Project, pipeline: Pipeline) -> Artefact:
     """One output beside what dvc.lock and its own manifest say."""
     contents = project.contents(path)
     files, size = len(contents), sum(content.bytes for content in contents.values())
     place = project.root / path
     if not contents and not place.is_dir():
-        remedy = bring_back(stage, entry) if entry else f"dvc repro {stage}"
+        remedy = restore(project, pipeline, stage, entry) if entry else f"dvc repro {stage}"
         return Artefact(path, stage, MISSING, 0, 0, remedy=remedy)
     faults = [Fault(name, content.error) for name, content in contents.items() if content.error]
     if entry is not None and project.hash(path) != entry.md5:
         faults += _compare(entry, contents, project)
-    remedy = bring_back(stage, entry) if entry and faults else make_again(stage)
+    remedy = restore(project, pipeline, stage, entry) if entry and faults else make_again(stage)
     faulty = {fault.file for fault in faults}  # one word on a file is enough
     promises = (*check_manifest(path, place, contents), *check_weights(place, contents))
     faults += [fault for fault in promises if fault.file not in faulty]
