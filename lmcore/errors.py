@@ -72,12 +72,10 @@ def one_line(message: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in message)
 
 
-SIMILARITY = 0.62  # difflib's 0.6 takes `base` for a misspelt `absent`
-
-
 def nearest(word: str, known: Iterable[object]) -> str | None:
     """Return the known name that is most like `word`; None if none is like it."""
-    return next(iter(difflib.get_close_matches(word, map(str, known), n=1, cutoff=SIMILARITY)), None)
+    # difflib's own cutoff, 0.6, takes `base` for a misspelt `absent`.
+    return next(iter(difflib.get_close_matches(word, map(str, known), n=1, cutoff=0.62)), None)
 
 
 def suggest(word: str, known: Iterable[object], otherwise: str = "") -> str:

@@ -27,7 +27,7 @@ from lmcore.lineage.lock import LOCK, TORN
 from lmcore.lineage.provenance import find_changed_sources
 from lmcore.lineage.runs import describe_run
 from lmcore.model.params import ModelParams
-from lmcore.params import Change, compare_values, parse_section, read_params
+from lmcore.params import Change, Section, compare_values, parse_section, read_params
 from lmcore.runtime.locks import is_locked
 from lmcore.runtime.progress import show_bytes, show_count, show_duration
 from lmcore.train.params import TrainParams
@@ -119,31 +119,29 @@ def _compare_resources(root: Path, values: Mapping[str, Any]) -> Iterator[Findin
 
 def _find_unfinished_runs(root: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
     """The trainings that are under way, and those that stopped, with the way to go on."""
-    current = {
-        "model": parse_section(ModelParams, "model", values.get("model")).model_dump(),
-        "train": parse_section(TrainParams, "train", values.get("train")).model_dump(),
-    }
+    kinds: dict[str, type[Section]] = {"model": ModelParams, "train": TrainParams}
+    current = {name: parse_section(kind, name, values.get(name)).model_dump() for name, kind in kinds.items()}
     for path in sorted(root.glob("runs/*/identity.json")):
-        folder = path.parent
-        if (folder / "summary.json").exists():
+        run = f"runs/{path.parent.name}"
+        described = describe_run(root, path.parent.name)
+        if described["complete"]:
             continue
-        lock = folder.with_name(f"{folder.name}.lock")
-        step = max(describe_run(root, folder.name)["checkpoints"], default=0)
+        lock, step = root / f"{run}.lock", max(described["checkpoints"], default=0)
         if is_locked(lock):
-            yield Finding(f"runs/{folder.name} is being trained by {_name_holders(lock)}, last saved at step {step}")
+            yield Finding(f"{run} is being trained by {_name_holders(lock)}, last saved at step {step}")
             continue
-        remove = f"rm -r runs/{folder.name}"
+        remove = f"rm -r {run}"
         try:
             identity = read_json(path, remove)
             if identity["model"].keys() != current["model"].keys():
-                text = f"runs/{folder.name} stopped at step {step} in another version of lmcore and does not go on"
+                text = f"{run} stopped at step {step} in another version of lmcore and does not go on"
                 yield Finding(text, remove, needs_user=True)
                 continue
             wanted = compare_values(current, {section: identity[section] for section in current})
         except (LmcoreError, KeyError, AttributeError):
-            yield Finding(f"runs/{folder.name}/identity.json is damaged", remove, needs_user=True)
+            yield Finding(f"{run}/identity.json is damaged", remove, needs_user=True)
             continue
-        text = f"runs/{folder.name} stopped at step {step} and goes on where text and tokenizer are those it began with"
+        text = f"{run} stopped at step {step} and goes on where text and tokenizer are those it began with"
         yield Finding(text, f"{_go_on(wanted)}, or {remove}", needs_user=True)
 
 

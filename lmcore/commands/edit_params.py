@@ -45,7 +45,9 @@ def rewrite(text: str, changes: Sequence[Change]) -> str:
     do not.
     """
     root = YAML(typ="safe", pure=True).compose(text)
-    column = _comment_column(text)
+    comments = [re.match(r" +[\w-]+:.*? (?=#)", line) for line in text.splitlines()]
+    columns = [comment.end() for comment in comments if comment]
+    column = max(columns, key=columns.count, default=0)  # where most comments at the end of a line begin
     edits = []
     for change in changes:
         found = _find(root, f"{change.section}.{change.key}")
@@ -89,10 +91,3 @@ def _edit(text: str, key: Node, value: Node, new: Any, column: int) -> tuple[int
         spelt += " " * max(COMMENT_GAP, column - before) + comment[1]
         end = max(end, comment.end())
     return colon, end, spelt + "".join(f"\n{' ' * indent}{item}" for item in items)
-
-
-def _comment_column(text: str) -> int:
-    """Where most comments at the end of a line begin."""
-    found = [re.match(r" +[\w-]+:.*? (?=#)", line) for line in text.splitlines()]
-    columns = [comment.end() for comment in found if comment]
-    return max(columns, key=columns.count, default=0)

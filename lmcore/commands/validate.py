@@ -31,7 +31,6 @@ from lmcore.model.save_load import load_model
 from lmcore.tokenizer.load import load_tokenizer
 
 NEW_TOKENS = 20
-GREEDY = Sampling(temperature=0.0)
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def as_hugging_face(folder: Path, model: GPT) -> Iterator[Path]:
 def continue_ours(model: GPT, prompt: Sequence[int], count: int) -> list[int]:
     """Return the likeliest `count` tokens after the prompt by lmcore, an end of text too."""
     decoder = Decoder(model, batch=1, end_of_text=-1, capacity=len(prompt) + count)
-    return [new.token for new in decoder.decode([Request(prompt, count, GREEDY)])]
+    return [new.token for new in decoder.decode([Request(prompt, count, Sampling(temperature=0.0))])]
 
 
 @torch.inference_mode()

@@ -84,11 +84,8 @@ class Pipeline:
 
     def find_output(self, path: str) -> tuple[LockedStage, Entry] | None:
         """The stage that made `path`, or what it lies in, and that output; None if none did."""
-        for stage in self.stages.values():
-            for entry in stage.outputs:
-                if entry.holds(path):
-                    return stage, entry
-        return None
+        made = ((stage, entry) for stage in self.stages.values() for entry in stage.outputs)
+        return next(((stage, entry) for stage, entry in made if entry.holds(path)), None)
 
     def is_cached(self, stage: str, path: str) -> bool:
         """Whether DVC keeps this output, and not git."""

@@ -140,9 +140,10 @@ def compute_key(lineage: Mapping[str, Any]) -> str:
 
 def list_origins(lineage: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The models that this one was trained on from, the nearest first."""
-    origins = []
-    while isinstance(lineage := lineage.get("init_from"), Mapping):  # in a damaged one it may be anything
-        origins.append({name: value for name, value in lineage.items() if name != "init_from"})
+    origins, origin = [], lineage.get("init_from")
+    while isinstance(origin, Mapping):  # in a damaged one it may be anything
+        origins.append({name: value for name, value in origin.items() if name != "init_from"})
+        origin = origin.get("init_from")
     return origins
 
 

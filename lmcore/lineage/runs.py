@@ -116,8 +116,11 @@ def find_state(
             recorded = describe_params(pipeline.stages["train"].params)
             likely = None if _list_differing(wanted, recorded) else (pipeline, commit)
     if likely is None:
+        names = _list_differing(wanted, describe_params(flatten(present.params)))
+        settings = ["-S " + shlex.quote(f"{name}={wanted.get(name, 'null')}") for name in names]
+        remedy = " ".join(["dvc exp run", *settings]) if wanted else "dvc repro"
         text = f"no commit and no experiment records run {key}, and {MODEL} is not its model"
-        found.mismatches.append(Mismatch("run", text, _train_again(wanted, present), "train"))
+        found.mismatches.append(Mismatch("run", text, remedy, "train"))
     else:
         told = "by its parameters: DVC's cache has not the model there, which would prove it"
         found.notes.append(f"taken for {likely[1].name} {told}")
@@ -151,13 +154,6 @@ def _read_params(root: Path, key: str, tracked: StoredRun | None) -> dict[str, s
     if identity is not None:
         return describe_params({name: value for name, value in flatten(identity).items() if name.startswith(SECTIONS)})
     return describe_params(tracked.params) if tracked else {}
-
-
-def _train_again(wanted: Mapping[str, str], present: Pipeline) -> str:
-    """The command that trains with these parameters, by those that params.yaml has otherwise."""
-    names = _list_differing(wanted, describe_params(flatten(present.params)))
-    settings = ["-S " + shlex.quote(f"{name}={wanted.get(name, 'null')}") for name in names]
-    return " ".join(["dvc exp run", *settings]) if wanted else "dvc repro"
 
 
 def _list_differing(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:

@@ -130,22 +130,17 @@ class State:
     def _compare_inputs(self, step: Step) -> Iterator[Mismatch]:
         """Whether a stage read what the other now has made, and what no stage makes is still so."""
         for part in step.inputs:
-            if part.stage is not None:
-                if (made := self._find_made(part)) and made != part.md5:
+            if found := self.pipeline.find_output(part.path):
+                made: str | None = found[1].md5
+                if found[1].path != part.path:  # a part of what the other stage made; None if that is not known
+                    inside = part.path.removeprefix(f"{found[1].path}/")
+                    made = hash_part(self.project.list_recorded(found[1]) or {}, inside)
+                if made and made != part.md5:
                     told = f"read {part.path} {part.md5[:8]}, and {part.stage} has made {made[:8]} since"
                     yield self._differ("input", f"{step.stage} {told}", step, part.path)
             elif part.state != "same":
                 told = "is gone" if part.state == "missing" else f"is no longer {part.md5[:8]}"
                 yield self._differ("input", f"{part.path}, which {step.stage} read, {told}", step, part.path)
-
-    def _find_made(self, part: Part) -> str | None:
-        """The hash of what the producing stage made at an input's place; None if only its folder's is known."""
-        found = self.pipeline.find_output(part.path)
-        assert found is not None
-        if found[1].path == part.path:
-            return found[1].md5
-        recorded = self.project.list_recorded(found[1])
-        return None if recorded is None else hash_part(recorded, part.path.removeprefix(f"{found[1].path}/"))
 
     def _compare_definition(self, stage: LockedStage, step: Step) -> Iterator[Mismatch]:
         """The stage's parameters, its command and what it reads, as the working tree has them."""

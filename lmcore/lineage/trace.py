@@ -65,12 +65,9 @@ def trace(name: str, *, quick: bool = False) -> Trace:
 
 def find_root(name: str) -> Path:
     """The project that the path `name` lies in, or else the current one."""
-    for place in (Path(name).absolute(), Path(name.rpartition(":")[0]).absolute()):
-        if place.exists():
-            for folder in (place, *place.parents):
-                if (folder / PIPELINE).exists():
-                    return folder
-    return project_root()
+    places = (Path(name).absolute(), Path(name.rpartition(":")[0]).absolute())
+    folders = (folder for place in places if place.exists() for folder in (place, *place.parents))
+    return next((folder for folder in folders if (folder / PIPELINE).exists()), None) or project_root()
 
 
 def _open_state(found: Trace, target: Target, project: Project, present: Pipeline) -> tuple[State, tuple[str, ...]]:
