@@ -159,8 +159,8 @@ def _drawing(out: Path, height: float) -> Iterator[Figure]:
 
 def _draw_losses(axes: Axes, rows: Sequence[Row]) -> None:
     """Training loss as a thin line, validation loss as points on a line, its last value written beside it."""
-    steps, values = average(*_column(rows, "train_loss"), TRAIN_POINTS)
-    axes.plot(steps, values, color=TRAIN, linewidth=1.2, label="training", zorder=2)
+    points = average(*_column(rows, "train_loss"), TRAIN_POINTS)
+    axes.plot(*points, color=TRAIN, linewidth=1.2, label="training", zorder=2)
     steps, values = select(*_column(rows, "val_loss"), VALIDATION_POINTS)
     axes.plot(steps, values, color=VALIDATION, linewidth=1.8, markersize=4, label="validation", **MARKED)
     _tidy(axes, "Loss, nats per token")

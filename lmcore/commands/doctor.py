@@ -83,8 +83,7 @@ def check_params(root: Path) -> Iterator[Finding]:
 
 def check_sources(root: Path) -> Iterator[Finding]:
     """Text and tokens that DVC does not watch, when they are no longer what the project was made of."""
-    for mismatch in find_changed_sources(root):
-        yield Finding(mismatch.text, mismatch.remedy)
+    yield from (Finding(mismatch.text, mismatch.remedy) for mismatch in find_changed_sources(root))
 
 
 def _compare_resources(root: Path, values: Mapping[str, Any]) -> Iterator[Finding]:

@@ -94,7 +94,7 @@ def find_experiments_at_work(root: Path) -> list[tuple[psutil.Process, list[str]
     """The processes of DVC that run experiments of this project, in its folder or in a copy, and their commands."""
     found = []
     for process in psutil.process_iter(["cmdline", "cwd"]):
-        command, place = (process.info[name] or () for name in ("cmdline", "cwd"))  # None: it is somebody else's
+        command, place = process.info["cmdline"] or [], process.info["cwd"]  # None: it is somebody else's
         is_dvc = "exp" in command and any(Path(word).name == "dvc" for word in command)
         if is_dvc and place and Path(place).is_relative_to(root.resolve()):
             found.append((process, command))

@@ -75,7 +75,10 @@ def validate_model(name: str, prompt: str) -> Validation:
         require_prompt(model, tokens, folder)
         new_tokens = min(NEW_TOKENS, model.params.context_length - len(tokens))
         probe = Probe(torch.tensor([tokens]), torch.arange(len(tokens)))
-        ours, ours_next = compute_ours(model, [probe]), continue_ours(model, tokens, new_tokens)
+        ours = compute_ours(model, [probe])
+        capacity, request = len(tokens) + new_tokens, Request(tokens, new_tokens, Sampling(temperature=0.0))
+        decoded = Decoder(model, batch=1, end_of_text=-1, capacity=capacity).decode([request])  # an end of text too
+        ours_next = [new.token for new in decoded]
         model.to("meta")  # two models at once would need twice the memory
         network = load_with_transformers(theirs)
         expected = compute_theirs(network, [probe], theirs)
@@ -113,15 +116,9 @@ def as_hugging_face(folder: Path, model: GPT) -> Iterator[Path]:
         yield Path(place)
 
 
-def continue_ours(model: GPT, prompt: Sequence[int], count: int) -> list[int]:
-    """Return the likeliest `count` tokens after the prompt by lmcore, an end of text too."""
-    decoder = Decoder(model, batch=1, end_of_text=-1, capacity=len(prompt) + count)
-    return [new.token for new in decoder.decode([Request(prompt, count, Sampling(temperature=0.0))])]
-
-
 @torch.inference_mode()
 def continue_theirs(network: Any, prompt: Sequence[int], count: int) -> list[int]:
-    """Return the same by transformers."""
+    """Return the likeliest `count` tokens after the prompt by transformers, an end of text too."""
     tokens = torch.tensor([prompt])
     network.generation_config = import_transformers().GenerationConfig()  # plainly greedy, whatever the folder asks for
     options = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0}

@@ -123,18 +123,14 @@ def read_pipeline(root: Path, *, unrecorded: bool = False) -> Pipeline:
     Raises ArtifactError for a torn dvc.lock, ParameterError for the others.
     """
     files = {name: (root / name).read_bytes() for name in (LOCK, PIPELINE, PARAMS) if (root / name).exists()}
-    return _assemble({**files, LOCK: b"schema: '2.0'\n"} if unrecorded else files, "")
+    return parse_pipeline({**files, LOCK: b"schema: '2.0'\n"} if unrecorded else files)
 
 
-def parse_pipeline(files: Mapping[str, bytes], told: str) -> Pipeline:
-    """That of the commit which has these files; `told` names it. Raises as `read_pipeline`."""
+def parse_pipeline(files: Mapping[str, bytes], commit: str = "") -> Pipeline:
+    """That of the working tree or the `commit` which has these files. Raises as `read_pipeline`."""
     if LOCK not in files:
-        raise ArtifactError(f"{told} has no {LOCK}: nothing is recorded there")
-    return _assemble(files, f"{told}: ")
-
-
-def _assemble(files: Mapping[str, bytes], told: str) -> Pipeline:
-    damages = (LookupError, TypeError, ValueError, AttributeError)
+        raise ArtifactError(f"{commit} has no {LOCK}: nothing is recorded there")
+    told, damages = f"{commit}: " if commit else "", (LookupError, TypeError, ValueError, AttributeError)
     try:
         lock = parse_params(files[LOCK], LOCK)
         if "schema" not in lock:

@@ -36,33 +36,31 @@ def read_identity(root: Path, key: str) -> dict[str, Any] | None:
 def describe_run(root: Path, key: str) -> dict[str, Any]:
     """What lies in runs/KEY: whether it is complete, its checkpoints, where it branched off, its MLflow run."""
     folder = root / "runs" / key
-    described: dict[str, Any] = {"key": key, "path": f"runs/{key}" if folder.is_dir() else None}
-    if folder.is_dir():
-        described["complete"] = (folder / "summary.json").exists()
-        described["checkpoints"] = sorted(
-            int(seal.stem.removeprefix("step-")) for seal in (folder / "checkpoints").glob("step-*.json")
-        )
-        for name in ("branch", "mlflow", "summary"):
-            try:
-                values = read_json(folder / f"{name}.json", "")
-            except LmcoreError:  # most runs have not all of them
-                continue
-            described |= {"mlflow_run": values.get("run_id")} if name == "mlflow" else {name: values}
+    if not folder.is_dir():
+        return {"key": key, "path": None}
+    steps = sorted(int(seal.stem.removeprefix("step-")) for seal in folder.glob("checkpoints/step-*.json"))
+    complete = (folder / "summary.json").exists()
+    described: dict[str, Any] = {"key": key, "path": f"runs/{key}", "complete": complete, "checkpoints": steps}
+    for name in ("branch", "mlflow", "summary"):
+        try:
+            values = read_json(folder / f"{name}.json", "")
+        except LmcoreError:  # most runs have not all of them
+            continue
+        described |= {"mlflow_run": values.get("run_id")} if name == "mlflow" else {name: values}
     return described
 
 
 def check_identity(root: Path, key: str) -> Iterator[Mismatch]:
     """Whether runs/KEY is the run that its name says."""
-    remedy = f"rm -r runs/{key}"
+    path, expected = f"runs/{key}", key.removesuffix(".previous")
     try:
         identity = read_identity(root, key)
-        found = None if identity is None else run_key(identity)
+        found = expected if identity is None else run_key(identity)
+        text = f"{path}/identity.json makes the key {found}, not {key}"
     except (ArtifactError, TypeError):
-        yield Mismatch("run", f"runs/{key}/identity.json is damaged", remedy, "train", f"runs/{key}")
-        return
-    if found is not None and found != key.removesuffix(".previous"):
-        text = f"runs/{key}/identity.json makes the key {found}, not {key}"
-        yield Mismatch("run", text, remedy, "train", f"runs/{key}")
+        found, text = None, f"{path}/identity.json is damaged"
+    if found != expected:
+        yield Mismatch("run", text, f"rm -r {path}", "train", path)
 
 
 def compare_tracked(run: StoredRun, lineage: Mapping[str, Any]) -> Iterator[Mismatch]:

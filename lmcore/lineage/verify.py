@@ -16,7 +16,6 @@ from lmcore.lineage.remedy import Mismatch, make_again, restore, show_object
 from lmcore.lineage.runs import check_identity
 
 OK, MISSING, DAMAGED, UNRECORDED = "ok", "missing", "damaged", "unrecorded"
-CHECKPOINTS = "checkpoints/step-*.safetensors"  # in runs/KEY
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,8 @@ def verify(paths: Sequence[str] = (), *, cache: bool = False) -> Verification:
     outputs = {path: found for path, found in outputs.items() if path in chosen}
     runs = [run for run in runs if f"runs/{run.name}" in chosen]
     project.read(outputs, "verify")
-    checkpoints = project.read_all([path for run in runs for path in run.glob(CHECKPOINTS)], "verify the checkpoints")
+    files = [path for run in runs for path in run.glob("checkpoints/step-*.safetensors")]
+    checkpoints = project.read_all(files, "verify the checkpoints")
     artefacts += [_verify_output(path, entry, stage, project, pipeline) for path, (stage, entry) in outputs.items()]
     artefacts += [_verify_run(run, checkpoints) for run in runs]
     if cache:
@@ -104,13 +104,9 @@ def _read_lock(root: Path) -> tuple[Pipeline, list[Artefact]]:
 
 def _list_outputs(pipeline: Pipeline) -> dict[str, tuple[str, Entry | None]]:
     """What stages make, in the pipeline's order, each with its stage and as it was recorded; None for what was not."""
-    outputs: dict[str, tuple[str, Entry | None]] = {}
-    for name in dict.fromkeys([*pipeline.described, *pipeline.stages]):
-        if name in pipeline.described:
-            outputs |= dict.fromkeys(pipeline.described[name].outputs, (name, None))
-        if name in pipeline.stages:
-            outputs |= {entry.path: (name, entry) for entry in pipeline.stages[name].outputs}
-    return outputs
+    described = {path: (name, None) for name, stage in pipeline.described.items() for path in stage.outputs}
+    recorded = {entry.path: (name, entry) for name, stage in pipeline.stages.items() for entry in stage.outputs}
+    return {**described, **recorded}
 
 
 def _choose(paths: Sequence[str], root: Path, known: Sequence[str]) -> set[str]:
