@@ -50,8 +50,33 @@ def draw_training(rows: Sequence[Row], out: Path) -> None:
     """
     with _drawing(out, height=4.6) as figure:
         losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
-        _draw_losses(losses, rows)
-        _draw_rates(rates, rows)
+        points = average(*_column(rows, "train_loss"), TRAIN_POINTS)
+        losses.plot(*points, color=TRAIN, linewidth=1.2, label="training", zorder=2)
+        steps, values = select(*_column(rows, "val_loss"), VALIDATION_POINTS)
+        losses.plot(steps, values, color=VALIDATION, linewidth=1.8, markersize=4, label="validation", **MARKED)
+        _tidy(losses, "Loss, nats per token")
+        losses.legend(loc="upper right", frameon=False, labelcolor=INK)
+        if steps:
+            losses.annotate(
+                f"{values[-1]:.3f}",
+                (steps[-1], values[-1]),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                color=VALIDATION,
+                fontweight="bold",
+                annotation_clip=False,
+            )
+        steps, values = _column(rows, "learning_rate")
+        peak = max(values, default=1.0) or 1.0
+        rates.fill_between(*select(steps, values, RATE_POINTS), color=RATE, linewidth=0, zorder=2)
+        _tidy(rates)
+        rates.set_title("Learning rate", loc="left", color=FAINT, fontsize=9, fontweight="normal")
+        rates.set_yticks([0.0, peak], ["0", f"{peak:.2g}"])
+        rates.set_ylim(0.0, 1.1 * peak)
+        rates.set_xlabel("step", color=INK)
+        rates.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+        rates.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def draw_corpus(lengths: Mapping[int, int], outcomes: Mapping[str, int], out: Path) -> None:
@@ -155,41 +180,6 @@ def _drawing(out: Path, height: float) -> Iterator[Figure]:
             is_png = out.suffix == ".png"
             metadata = ("Software",) if is_png else ("Date", "Creator")
             figure.savefig(file, format="png" if is_png else "svg", metadata=dict.fromkeys(metadata))
-
-
-def _draw_losses(axes: Axes, rows: Sequence[Row]) -> None:
-    """Training loss as a thin line, validation loss as points on a line, its last value written beside it."""
-    points = average(*_column(rows, "train_loss"), TRAIN_POINTS)
-    axes.plot(*points, color=TRAIN, linewidth=1.2, label="training", zorder=2)
-    steps, values = select(*_column(rows, "val_loss"), VALIDATION_POINTS)
-    axes.plot(steps, values, color=VALIDATION, linewidth=1.8, markersize=4, label="validation", **MARKED)
-    _tidy(axes, "Loss, nats per token")
-    axes.legend(loc="upper right", frameon=False, labelcolor=INK)
-    if steps:
-        axes.annotate(
-            f"{values[-1]:.3f}",
-            (steps[-1], values[-1]),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            color=VALIDATION,
-            fontweight="bold",
-            annotation_clip=False,
-        )
-
-
-def _draw_rates(axes: Axes, rows: Sequence[Row]) -> None:
-    """The learning rate as a faint area."""
-    steps, values = _column(rows, "learning_rate")
-    peak = max(values, default=1.0) or 1.0
-    axes.fill_between(*select(steps, values, RATE_POINTS), color=RATE, linewidth=0, zorder=2)
-    _tidy(axes)
-    axes.set_title("Learning rate", loc="left", color=FAINT, fontsize=9, fontweight="normal")
-    axes.set_yticks([0.0, peak], ["0", f"{peak:.2g}"])
-    axes.set_ylim(0.0, 1.1 * peak)
-    axes.set_xlabel("step", color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def _tidy(axes: Axes, title: str = "") -> None:
