@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -87,12 +87,12 @@ def sample(
     samples: Annotated[int | None, typer.Option("--samples", help="Of each prompt.")] = None,
     max_new_tokens: NewTokens = None,
     temperature: Temperature = None,
-    top_k: Annotated[int | None, typer.Option()] = None,
-    top_p: Annotated[float | None, typer.Option()] = None,
-    min_p: Annotated[float | None, typer.Option()] = None,
-    repetition_penalty: Annotated[float | None, typer.Option()] = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
     stop: Stop = None,
-    seed: Annotated[int | None, typer.Option()] = None,
+    seed: int | None = None,
     draft_tokens: Drafts = None,
     decoder: DecoderName = None,
     weights: WeightType = None,
@@ -265,7 +265,7 @@ def validate(
 
     validation = validate_model(name, prompt)
     _print(validation.describe())
-    raise typer.Exit(int(not validation.is_same))
+    raise typer.Exit(int(not validation.difference.is_rounding))
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="All of it, with whole checksums: docs/lineage.md.")]
@@ -289,7 +289,7 @@ def trace(
     from lmcore.lineage import report
     from lmcore.lineage.trace import trace as follow
 
-    with _keep_output(as_json):
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):  # progress; the JSON is to be alone
         found = follow(what, quick=quick)
     lines = map(one_line, report.render_trace(found))
     _print([json.dumps(report.describe_trace(found), indent=2)] if as_json else lines)
@@ -306,16 +306,11 @@ def verify(
     from lmcore.lineage import report
     from lmcore.lineage.verify import verify as read_again
 
-    with _keep_output(as_json):
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
         found = read_again(paths or (), cache=cache)
     lines = map(one_line, report.render_verification(found))
     _print([json.dumps(report.describe_verification(found), indent=2)] if as_json else lines)
     raise typer.Exit(int(not found.is_sound))
-
-
-def _keep_output(as_json: bool) -> AbstractContextManager[object]:
-    """Standard output is for the JSON alone where it is asked for: progress goes to standard error."""
-    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 def _print(lines: Iterable[str]) -> None:
@@ -344,8 +339,7 @@ def ship(
     from lmcore.tracking.session import ship_run
 
     root = project_root()
-    is_stored = ship_run(key, root, read_params(root / "params.yaml"))
-    raise typer.Exit(int(not is_stored))
+    raise typer.Exit(int(not ship_run(key, root, read_params(root / "params.yaml"))))
 
 
 def main() -> None:

@@ -52,19 +52,19 @@ def report_errors() -> Iterator[None]:
     """Turn a user's mistake into one line on standard error and exit status 1, without a traceback."""
     try:
         yield
+        return
     except LmcoreError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        raise SystemExit(1) from None
+        line, status = f"error: {one_line(str(error))}", 1
     except KeyboardInterrupt:
-        print("interrupted: run the same command again", file=sys.stderr)
-        raise SystemExit(130) from None
+        line, status = "interrupted: run the same command again", 130
     except OSError as error:
         if error.errno not in SYSTEM_REMEDIES:
             raise
         place = error.filename2 or error.filename  # of a copy's two files, the one that was written
-        remedy = SYSTEM_REMEDIES[error.errno]
-        print(f"error: {one_line(str(place))}: {remedy}" if place else f"error: {remedy}", file=sys.stderr)
-        raise SystemExit(1) from None
+        told = f"{one_line(str(place))}: " if place else ""
+        line, status = f"error: {told}{SYSTEM_REMEDIES[error.errno]}", 1
+    print(line, file=sys.stderr)
+    raise SystemExit(status)
 
 
 def one_line(message: str) -> str:
@@ -72,12 +72,10 @@ def one_line(message: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in message)
 
 
-SIMILARITY = 0.62  # difflib's 0.6 takes `base` for a misspelt `absent`
-
-
 def nearest(word: str, known: Iterable[object]) -> str | None:
     """Return the known name that is most like `word`; None if none is like it."""
-    return next(iter(difflib.get_close_matches(word, map(str, known), n=1, cutoff=SIMILARITY)), None)
+    # difflib's own cutoff, 0.6, takes `base` for a misspelt `absent`.
+    return next(iter(difflib.get_close_matches(word, map(str, known), n=1, cutoff=0.62)), None)
 
 
 def suggest(word: str, known: Iterable[object], otherwise: str = "") -> str:

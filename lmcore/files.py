@@ -153,12 +153,9 @@ def copy_fast(source: Path, target: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal, reading a megabyte at a time."""
-    digest = hashlib.sha256()
+    """The file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(value: object) -> str:

@@ -54,7 +54,7 @@ def _fetch(repository: str, revision: str, files: list[str], beginning: str) -> 
         from huggingface_hub import errors
     except ImportError:
         raise LmcoreError(f"{beginning}names on the hub need huggingface_hub: pip install -e '.[hf]'") from None
-    # Of the HTTP library, whose name changes with versions.
+    # Of the HTTP library, whose name changes with versions; HfHubHTTPError is one.
     network_error: type[Exception] = errors.HfHubHTTPError.__mro__[1]
     try:
         return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=files))
@@ -66,6 +66,6 @@ def _fetch(repository: str, revision: str, files: list[str], beginning: str) -> 
         reason = f"the Hugging Face hub has no {repository} that you may see: check the name, or hf auth login"
     except errors.LocalEntryNotFoundError:
         reason = f"the Hugging Face hub does not answer, and its cache lacks {repository}@{revision}: connect once"
-    except (errors.HFValidationError, errors.HfHubHTTPError, network_error, OSError) as error:
+    except (errors.HFValidationError, network_error, OSError) as error:
         reason = f"the Hugging Face hub does not give {repository} ({' '.join(str(error).split())[:200]}): try again"
     raise ArtifactError(f"{beginning}{reason}")

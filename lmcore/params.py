@@ -256,13 +256,8 @@ def _compare_keys(section: str, prefix: str, old: Values, new: Values) -> Iterat
         before = old.get(key)
         if isinstance(value, Mapping) and isinstance(before, Mapping) and value.keys() == before.keys():
             yield from _compare_keys(section, f"{prefix}{key}.", before, value)
-        elif key not in old or not _equal(before, value):
+        elif key not in old or before != value or isinstance(before, bool) != isinstance(value, bool):  # True == 1
             yield Change(section, f"{prefix}{key}", before, value)
-
-
-def _equal(old: object, new: object) -> bool:
-    """Python takes True for 1."""
-    return old == new and isinstance(old, bool) == isinstance(new, bool)
 
 
 def show_value(value: object) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.style import context
 from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
@@ -20,6 +21,12 @@ INK, FAINT, GRID = "#24292f", "#6e7781", "#eaeef2"
 TRAIN, VALIDATION, RATE = "#9ec5e8", "#1f5f9e", "#c8d1da"
 # Points in one line. More would be narrower than the line is wide, and make the file heavy.
 TRAIN_POINTS, VALIDATION_POINTS, RATE_POINTS = 240, 60, 120
+MARKED: Mapping[str, Any] = {
+    "marker": "o",
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.7,
+    "zorder": 3,
+}  # points on a line
 STYLE = {"svg.hashsalt": "lmcore", "font.family": "DejaVu Sans", "font.size": 10}
 
 LABELLED_VALUES = 10  # up to so many values of a parameter are written below the axis, each where it is
@@ -43,8 +50,33 @@ def draw_training(rows: Sequence[Row], out: Path) -> None:
     """
     with _drawing(out, height=4.6) as figure:
         losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
-        _draw_losses(losses, rows)
-        _draw_rates(rates, rows)
+        points = average(*_column(rows, "train_loss"), TRAIN_POINTS)
+        losses.plot(*points, color=TRAIN, linewidth=1.2, label="training", zorder=2)
+        steps, values = select(*_column(rows, "val_loss"), VALIDATION_POINTS)
+        losses.plot(steps, values, color=VALIDATION, linewidth=1.8, markersize=4, label="validation", **MARKED)
+        _tidy(losses, "Loss, nats per token")
+        losses.legend(loc="upper right", frameon=False, labelcolor=INK)
+        if steps:
+            losses.annotate(
+                f"{values[-1]:.3f}",
+                (steps[-1], values[-1]),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                color=VALIDATION,
+                fontweight="bold",
+                annotation_clip=False,
+            )
+        steps, values = _column(rows, "learning_rate")
+        peak = max(values, default=1.0) or 1.0
+        rates.fill_between(*select(steps, values, RATE_POINTS), color=RATE, linewidth=0, zorder=2)
+        _tidy(rates)
+        rates.set_title("Learning rate", loc="left", color=FAINT, fontsize=9, fontweight="normal")
+        rates.set_yticks([0.0, peak], ["0", f"{peak:.2g}"])
+        rates.set_ylim(0.0, 1.1 * peak)
+        rates.set_xlabel("step", color=INK)
+        rates.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+        rates.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def draw_corpus(lengths: Mapping[int, int], outcomes: Mapping[str, int], out: Path) -> None:
@@ -58,14 +90,11 @@ def draw_corpus(lengths: Mapping[int, int], outcomes: Mapping[str, int], out: Pa
         edges = sorted(lengths)
         left.bar(range(len(edges)), [lengths[edge] for edge in edges], color=TRAIN, width=0.9, zorder=2)
         left.set_xticks(range(len(edges)), [f"{edge:,}" for edge in edges], rotation=60, fontsize=8)
-        left.set_title("Documents by length, from characters", loc="left", color=INK, fontsize=11, fontweight="bold")
-        names = list(outcomes)
-        bars = right.barh(names, [outcomes[name] for name in names], color=TRAIN, zorder=2)
-        right.bar_label(bars, [f"{outcomes[name]:,}" for name in names], padding=4, color=FAINT, fontsize=8)
+        bars = right.barh(list(outcomes), list(outcomes.values()), color=TRAIN, zorder=2)
+        right.bar_label(bars, [f"{count:,}" for count in outcomes.values()], padding=4, color=FAINT, fontsize=8)
         right.invert_yaxis()
-        right.set_title("What became of them", loc="left", color=INK, fontsize=11, fontweight="bold")
-        for axes in (left, right):
-            _tidy(axes)
+        _tidy(left, "Documents by length, from characters")
+        _tidy(right, "What became of them")
         right.grid(visible=False)
         right.set_xticks([])
         right.margins(x=0.2)
@@ -80,29 +109,34 @@ def draw_metrics(panels: Mapping[str, Sequence[Series]], parameter: str, out: Pa
         rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (metric, lines) in zip(rows, panels.items(), strict=True):
             _draw_metric(axes, lines)
-            axes.set_title(metric, loc="left", color=INK, fontsize=11, fontweight="bold")
+            _tidy(axes, metric)
+            axes.margins(x=0.06, y=0.1)
+        if logarithmic:
+            axes.set_xscale("log")
         places = sorted({place for lines in panels.values() for line in lines for place in line.points}, key=str)
-        _mark_places(axes, places, logarithmic)
+        numbers = [place for place in places if not isinstance(place, str)]
+        if len(numbers) == len(places) <= LABELLED_VALUES:
+            axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(parameter, color=INK)
 
 
 def draw_curves(curves: Sequence[Series], out: Path) -> None:
     """Draw losses over the tokens seen; curves of one label have one colour."""
     labels = list(dict.fromkeys(curve.label for curve in curves))
+    named: dict[str, Line2D] = {}
     with _drawing(out, height=4.2) as figure:
         axes = figure.subplots()
         for curve in curves:
             colour = _choose_colour(labels.index(curve.label), len(labels))
-            first = curve is next(other for other in curves if other.label == curve.label)
             tokens = [float(place) for place in curve.points]
             losses = [fmean(values) for values in curve.points.values()]
-            points = select(tokens, losses, RATE_POINTS)
-            axes.plot(*points, color=colour, linewidth=1.4, label=curve.label if first else None, zorder=2)
-        _tidy(axes)
-        axes.set_title("Validation loss, nats per token", loc="left", color=INK, fontsize=11, fontweight="bold")
+            (line,) = axes.plot(*select(tokens, losses, RATE_POINTS), color=colour, linewidth=1.4, zorder=2)
+            named.setdefault(curve.label, line)
+        _tidy(axes, "Validation loss, nats per token")
         axes.set_xlabel("tokens seen in training", color=INK)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.legend(loc="upper right", frameon=False, labelcolor=INK)
+        axes.legend(named.values(), named.keys(), loc="upper right", frameon=False, labelcolor=INK)
 
 
 def _draw_metric(axes: Axes, lines: Sequence[Series]) -> None:
@@ -120,26 +154,12 @@ def _draw_metric(axes: Axes, lines: Sequence[Series]) -> None:
             linestyle="none" if any(isinstance(place, str) for place in measured) else "-",
             linewidth=1.6,
             elinewidth=1.2,
-            marker="o",
             markersize=5.5,
-            markeredgecolor="white",
-            markeredgewidth=0.7,
             label=line.label or None,
-            zorder=3,
+            **MARKED,
         )
-    _tidy(axes)
-    axes.margins(x=0.06, y=0.1)
     if any(line.label for line in lines):
         axes.legend(frameon=False, labelcolor=INK)
-
-
-def _mark_places(axes: Axes, places: Sequence[float | str], logarithmic: bool) -> None:
-    if logarithmic:
-        axes.set_xscale("log")
-    numbers = [place for place in places if not isinstance(place, str)]
-    if len(numbers) == len(places) <= LABELLED_VALUES:
-        axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
-        axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _choose_colour(number: int, count: int) -> str | tuple[float, ...]:
@@ -157,61 +177,14 @@ def _drawing(out: Path, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(8, height), facecolor="white", layout="constrained")
         yield figure
         with write_file(out) as file:
-            if out.suffix == ".png":
-                figure.savefig(file, format="png", metadata={"Software": None})
-            else:
-                figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+            is_png = out.suffix == ".png"
+            metadata = ("Software",) if is_png else ("Date", "Creator")
+            figure.savefig(file, format="png" if is_png else "svg", metadata=dict.fromkeys(metadata))
 
 
-def _draw_losses(axes: Axes, rows: Sequence[Row]) -> None:
-    """Training loss as a thin line, validation loss as points on a line, its last value written beside it."""
-    steps, values = average(*_column(rows, "train_loss"), TRAIN_POINTS)
-    axes.plot(steps, values, color=TRAIN, linewidth=1.2, label="training", zorder=2)
-    steps, values = select(*_column(rows, "val_loss"), VALIDATION_POINTS)
-    axes.plot(
-        steps,
-        values,
-        color=VALIDATION,
-        linewidth=1.8,
-        marker="o",
-        markersize=4,
-        markeredgecolor="white",
-        markeredgewidth=0.7,
-        label="validation",
-        zorder=3,
-    )
-    _tidy(axes)
-    axes.set_title("Loss, nats per token", loc="left", color=INK, fontsize=11, fontweight="bold")
-    axes.legend(loc="upper right", frameon=False, labelcolor=INK)
-    if steps:
-        axes.annotate(
-            f"{values[-1]:.3f}",
-            (steps[-1], values[-1]),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            color=VALIDATION,
-            fontweight="bold",
-            annotation_clip=False,
-        )
-
-
-def _draw_rates(axes: Axes, rows: Sequence[Row]) -> None:
-    """The learning rate as a faint area."""
-    steps, values = _column(rows, "learning_rate")
-    peak = max(values, default=1.0) or 1.0
-    axes.fill_between(*select(steps, values, RATE_POINTS), color=RATE, linewidth=0, zorder=2)
-    _tidy(axes)
-    axes.set_yticks([0.0, peak], ["0", f"{peak:.2g}"])
-    axes.set_ylim(0.0, 1.1 * peak)
-    axes.set_title("Learning rate", loc="left", color=FAINT, fontsize=9)
-    axes.set_xlabel("step", color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-
-
-def _tidy(axes: Axes) -> None:
-    """Horizontal grid lines instead of a frame."""
+def _tidy(axes: Axes, title: str = "") -> None:
+    """Horizontal grid lines instead of a frame, and a title."""
+    axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
     axes.grid(axis="y", color=GRID, zorder=0)

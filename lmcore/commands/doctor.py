@@ -9,10 +9,13 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigError
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import psutil
 
 from lmcore.commands.forecast import EXPLANATION, forecast, measure_peak
 from lmcore.commands.killed import Finding, check_experiments, explain_no_branch, find_killed_run
@@ -22,8 +25,9 @@ from lmcore.files import read_json
 from lmcore.hardware.measure import available_memory, total_memory
 from lmcore.lineage.lock import LOCK, TORN
 from lmcore.lineage.provenance import find_changed_sources
+from lmcore.lineage.runs import describe_run
 from lmcore.model.params import ModelParams
-from lmcore.params import Change, compare_values, parse_section, read_params
+from lmcore.params import Change, Section, compare_values, parse_section, read_params
 from lmcore.runtime.locks import is_locked
 from lmcore.runtime.progress import show_bytes, show_count, show_duration
 from lmcore.train.params import TrainParams
@@ -72,15 +76,14 @@ def check_params(root: Path) -> Iterator[Finding]:
     try:
         values = read_params(root / "params.yaml")
         yield from _compare_resources(root, values)
-        yield from _find_unfinished_runs(root / "runs", values)
+        yield from _find_unfinished_runs(root, values)
     except LmcoreError as error:
         yield Finding(str(error), "edit params.yaml", needs_user=True)
 
 
 def check_sources(root: Path) -> Iterator[Finding]:
     """Text and tokens that DVC does not watch, when they are no longer what the project was made of."""
-    for mismatch in find_changed_sources(root):
-        yield Finding(mismatch.text, mismatch.remedy)
+    yield from (Finding(mismatch.text, mismatch.remedy) for mismatch in find_changed_sources(root))
 
 
 def _compare_resources(root: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
@@ -108,74 +111,59 @@ def _compare_resources(root: Path, values: Mapping[str, Any]) -> Iterator[Findin
     checkpoints = parse_section(TrainParams, "train", values["train"]).keep_checkpoints + SPARE_CHECKPOINTS
     shards = hardware.processes if hardware.sharding == "full" else 1
     needed, free = checkpoints * (memory.parameters + memory.optimizer) * shards, shutil.disk_usage(root).free
+    remedy = "free some space, or lower train.keep_checkpoints" if free < needed else None
     text = f"disk: {show_bytes(free)} free, checkpoints take up to {show_bytes(needed)}"
-    if free < needed:
-        yield Finding(text, "free some space, or lower train.keep_checkpoints", needs_user=True)
-    else:
-        yield Finding(text)
+    yield Finding(text, remedy, needs_user=free < needed)
 
 
-def _find_unfinished_runs(runs: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
+def _find_unfinished_runs(root: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
     """The trainings that are under way, and those that stopped, with the way to go on."""
-    current = {
-        "model": parse_section(ModelParams, "model", values.get("model")).model_dump(),
-        "train": parse_section(TrainParams, "train", values.get("train")).model_dump(),
-    }
-    for path in sorted(runs.glob("*/identity.json")):
-        folder = path.parent
-        if (folder / "summary.json").exists():
+    kinds: dict[str, type[Section]] = {"model": ModelParams, "train": TrainParams}
+    current = {name: parse_section(kind, name, values.get(name)).model_dump() for name, kind in kinds.items()}
+    for path in sorted(root.glob("runs/*/identity.json")):
+        run = f"runs/{path.parent.name}"
+        described = describe_run(root, path.parent.name)
+        if described["complete"]:
             continue
-        lock = runs / f"{folder.name}.lock"
-        step = _last_checkpoint(folder)
+        lock, step = root / f"{run}.lock", max(described["checkpoints"], default=0)
         if is_locked(lock):
-            yield Finding(f"runs/{folder.name} is being trained by {_name_holders(lock)}, last saved at step {step}")
+            yield Finding(f"{run} is being trained by {_name_holders(lock)}, last saved at step {step}")
             continue
-        remove = f"rm -r runs/{folder.name}"
+        remove = f"rm -r {run}"
         try:
             identity = read_json(path, remove)
             if identity["model"].keys() != current["model"].keys():
-                text = f"runs/{folder.name} stopped at step {step} in another version of lmcore and does not go on"
+                text = f"{run} stopped at step {step} in another version of lmcore and does not go on"
                 yield Finding(text, remove, needs_user=True)
                 continue
             wanted = compare_values(current, {section: identity[section] for section in current})
         except (LmcoreError, KeyError, AttributeError):
-            yield Finding(f"runs/{folder.name}/identity.json is damaged", remove, needs_user=True)
+            yield Finding(f"{run}/identity.json is damaged", remove, needs_user=True)
             continue
-        text = f"runs/{folder.name} stopped at step {step} and goes on where text and tokenizer are those it began with"
+        text = f"{run} stopped at step {step} and goes on where text and tokenizer are those it began with"
         yield Finding(text, f"{_go_on(wanted)}, or {remove}", needs_user=True)
-
-
-def _last_checkpoint(run: Path) -> int:
-    """The step of the newest checkpoint that was sealed; 0 without one."""
-    seals = (run / "checkpoints").glob("step-*.json")
-    return max((int(seal.stem.removeprefix("step-")) for seal in seals), default=0)
 
 
 def _go_on(changes: list[Change]) -> str:
     """The command that goes on with a run whose parameters differ from params.yaml by `changes`."""
-    settings = [setting for change in changes for setting in _spell_settings(change)]
-    return "dvc repro" if not settings else " ".join(["dvc exp run", *(f"-S {shlex.quote(each)}" for each in settings)])
-
-
-def _spell_settings(change: Change) -> list[str]:
-    """A change in the words of `dvc exp run -S`, which keeps the names that a key has unless it is emptied first."""
-    name = f"{change.section}.{change.key}"
-    if isinstance(change.new, dict):
-        entries = ",".join(f"{key}:{json.dumps(value)}" for key, value in change.new.items())
-        return [*([f"{name}=null"] if change.old else []), f"{name}={{{entries}}}"]
-    return [f"{name}={json.dumps(change.new).strip(chr(34))}"]
+    settings = []
+    for change in changes:
+        value = json.dumps(change.new).strip('"')
+        if isinstance(change.new, dict):
+            value = f"{{{','.join(f'{key}:{json.dumps(entry)}' for key, entry in change.new.items())}}}"
+            if change.old:  # `-S` keeps the names that a key has unless it is emptied first
+                settings.append(f"{change.section}.{change.key}=null")
+        settings.append(f"{change.section}.{change.key}={value}")
+    return " ".join(["dvc exp run", *(f"-S {shlex.quote(each)}" for each in settings)]) if settings else "dvc repro"
 
 
 def _name_holders(path: Path) -> str:
     """The processes that have the file open: the one that holds it, and those that wait for it."""
-    holders = []
-    for process in sorted(Path("/proc").glob("[0-9]*")):
-        try:
-            is_open = any(link.readlink() == path.resolve() for link in (process / "fd").iterdir())
-        except OSError:  # it has ended meanwhile, or is somebody else's
-            continue
-        if is_open:
-            holders.append(f"process {process.name} ({read_command(int(process.name))})")
+    holders = [
+        f"process {process.pid} ({read_command(process.pid)})"
+        for process in psutil.process_iter(["open_files"])
+        if any(file.path == str(path.resolve()) for file in process.info["open_files"] or ())  # None: somebody else's
+    ]
     return ", ".join(holders) or "another process"
 
 
@@ -187,17 +175,16 @@ def check_git(root: Path) -> Iterator[Finding]:
     command = ["git", "status", "--porcelain=v2", "--branch"]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if result.returncode:
+        text, remedy = f"git: {result.stderr.strip().partition(chr(10))[0]}", "git init"
         try:
             require_owner(result.stderr)
         except ArtifactError as error:
             text, _, remedy = str(error).partition(": ")
-            yield Finding(text, remedy, needs_user=True)
-        else:
-            yield Finding(f"git: {result.stderr.strip().partition(chr(10))[0]}", "git init", needs_user=True)
+        yield Finding(text, remedy, needs_user=True)
         return
     lines = result.stdout.splitlines()
-    facts = dict(line.removeprefix("# ").split(" ", 1) for line in lines if line.startswith("# "))
-    changed = sum(not line.startswith("# ") for line in lines)
+    facts = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# "))
+    changed = len(lines) - len(facts)
     branch, commit = facts["branch.head"], facts["branch.oid"][:7]
     if killed := find_killed_run(root, changed):  # what has changed is an experiment's then, and not to be committed
         yield killed
@@ -213,12 +200,10 @@ def check_git(root: Path) -> Iterator[Finding]:
 def check_lock_file(root: Path) -> Iterator[Finding]:
     """DVC writes dvc.lock in place: a kill -9 or a power cut at that moment leaves it empty or cut off."""
     path = root / LOCK
-    try:
-        whole = not path.exists() or "schema" in read_params(path)
-    except ParameterError:
-        whole = False
-    if not whole:
-        yield Finding(f"{LOCK} is damaged, and DVC will not start", TORN, needs_user=True)
+    with suppress(ParameterError):
+        if not path.exists() or "schema" in read_params(path):
+            return
+    yield Finding(f"{LOCK} is damaged, and DVC will not start", TORN, needs_user=True)
 
 
 def check_dvc_at_work(root: Path) -> Iterator[Finding]:

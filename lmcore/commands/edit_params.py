@@ -45,10 +45,12 @@ def rewrite(text: str, changes: Sequence[Change]) -> str:
     do not.
     """
     root = YAML(typ="safe", pure=True).compose(text)
-    column = _comment_column(text)
+    comments = [re.match(r" +[\w-]+:.*? (?=#)", line) for line in text.splitlines()]
+    columns = [comment.end() for comment in comments if comment]
+    column = max(columns, key=columns.count, default=0)  # where most comments at the end of a line begin
     edits = []
     for change in changes:
-        found = _find(_children(root), f"{change.section}.{change.key}")
+        found = _find(root, f"{change.section}.{change.key}")
         if found is None:
             raise ParameterError(
                 f"params.yaml has no {change.section}.{change.key}: write the line "
@@ -60,17 +62,13 @@ def rewrite(text: str, changes: Sequence[Change]) -> str:
     return text
 
 
-def _find(nodes: Mapping[str, tuple[Node, Node]], key: str) -> tuple[Node, Node] | None:
+def _find(section: Node, key: str) -> tuple[Node, Node] | None:
     """The nodes, key and value, of a key that may be dotted."""
+    nodes = {node.value: (node, value) for node, value in section.value} if isinstance(section, MappingNode) else {}
     if key in nodes:
         return nodes[key]
     outer, _, inner = key.partition(".")
-    return _find(_children(nodes[outer][1]), inner) if inner and outer in nodes else None
-
-
-def _children(section: Node) -> Mapping[str, tuple[Node, Node]]:
-    """A section's nodes, key and value, by the key."""
-    return {key.value: (key, value) for key, value in section.value} if isinstance(section, MappingNode) else {}
+    return _find(nodes[outer][1], inner) if inner and outer in nodes else None
 
 
 def _edit(text: str, key: Node, value: Node, new: Any, column: int) -> tuple[int, int, str]:
@@ -93,10 +91,3 @@ def _edit(text: str, key: Node, value: Node, new: Any, column: int) -> tuple[int
         spelt += " " * max(COMMENT_GAP, column - before) + comment[1]
         end = max(end, comment.end())
     return colon, end, spelt + "".join(f"\n{' ' * indent}{item}" for item in items)
-
-
-def _comment_column(text: str) -> int:
-    """Where most comments at the end of a line begin."""
-    found = [re.match(r" +[\w-]+:.*? (?=#)", line) for line in text.splitlines()]
-    columns = [comment.end() for comment in found if comment]
-    return max(columns, key=columns.count, default=0)

@@ -23,6 +23,9 @@ EFFICIENCY = 0.4
 EXPLANATION = f"6 operations per parameter and token, at {EFFICIENCY:.0%} of its fastest matrix product"
 
 
+measure_peak = functools.cache(measure_peak_flops)  # by device and precision, once per process
+
+
 @dataclass(frozen=True)
 class Size:
     """What does not depend on the machine; `tokens` and `flops` are None where the corpus decides (train.epochs)."""
@@ -64,16 +67,7 @@ def forecast(values: Mapping[str, Any]) -> Forecast:
     train = parse_section(TrainParams, "train", values.get("train"))
     request = parse_section(HardwareParams, "hardware", values.get("hardware"))
     plan = plan_hardware(request, dict(values), train, model, size.vocab_size, size.tokens or 0)
-    return Forecast(size, *plan, None if size.flops is None else size.flops / measure_rate(plan.hardware))
-
-
-def measure_rate(hardware: Hardware) -> float:
-    """FLOP/s that training is taken to reach, all processes together: EFFICIENCY of the measured peak."""
+    hardware = plan.hardware
     gpus = hardware.processes if hardware.device == "cuda" else 1  # elsewhere all processes share one device
-    return EFFICIENCY * gpus * measure_peak(hardware.device, hardware.precision)
-
-
-@functools.cache
-def measure_peak(device: str, precision: str) -> float:
-    """`measure_peak_flops`, once per process."""
-    return measure_peak_flops(device, precision)
+    seconds = size.flops and size.flops / (EFFICIENCY * gpus * measure_peak(hardware.device, hardware.precision))
+    return Forecast(size, *plan, seconds)

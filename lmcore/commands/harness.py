@@ -73,8 +73,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
                     f"model's context: leave the task out"
                 )
         groups = [[Pair(*request[1:]) for request in group] for _, group in groupby(requests, key=lambda one: one[1])]
-        scored = [score for group in score_pairs(self.model, groups, self.batch_size) for score in group]
-        answers = [(score.loglikelihood, score.greedy) for score in scored]
+        scored = score_pairs(self.model, groups, self.batch_size)
+        answers = [(score.loglikelihood, score.greedy) for group in scored for score in group]
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", request[0], answer)
         return answers

@@ -60,14 +60,19 @@ def find_killed_run(root: Path, changed: int) -> Finding | None:
 
     `changed` counts the files that differ from the commit.
     """
-    stashed = _has_stashed(root)
+    # git's newest stash is what a killed DVC put aside if its lock still says that it was at the workspace.
+    held = (read_noted(root / EXPERIMENTS / "rwlock") or {}).get("write", {}).get("workspace")
+    newest = run_git(root, "log", "-g", "-1", "--format=%gs", "refs/stash", "--")
+    stashed = held is not None and read_command(held["pid"]) is None and newest.startswith("WIP on ")
     on_branch = run_git(root, "symbolic-ref", "--quiet", "HEAD")
     left = any(run_git(root, "rev-parse", "--verify", "--quiet", name) for name in RUN_REFS)
     if (not stashed and (on_branch or not left)) or find_experiments_at_work(root):
         return None
     text, commands = "git: a `dvc exp run` was killed", []
     if not on_branch:
-        commands += [f"git switch {_branch_before(root) or '--create NAME'}", DELETE_REFS]
+        moved = re.match(r"checkout: moving from (\S+) to", run_git(root, "log", "-g", "-1", "--format=%gs", "HEAD"))
+        still = moved and run_git(root, "rev-parse", "--verify", "--quiet", f"refs/heads/{moved[1]}")
+        commands += [f"git switch {moved[1] if moved and still else '--create NAME'}", DELETE_REFS]
         text += ", and HEAD is on no branch" + ("" if stashed else "; params.yaml has its values")
     if stashed:
         if changed:  # a copy of the user's changes, and what DVC or the user has changed since: nothing gets lost
@@ -85,33 +90,14 @@ def explain_no_branch(root: Path, commit: str) -> Finding:
     return Finding(f"git: at {commit} on no branch, where new commits get lost", "git switch --create NAME")
 
 
-def _branch_before(root: Path) -> str | None:
-    """The branch that HEAD was on before it was detached, if it still exists."""
-    moved = re.match(r"checkout: moving from (\S+) to", run_git(root, "log", "-g", "-1", "--format=%gs", "HEAD"))
-    if moved and run_git(root, "rev-parse", "--verify", "--quiet", f"refs/heads/{moved[1]}"):
-        return moved[1]
-    return None
-
-
-def _has_stashed(root: Path) -> bool:
-    """Whether git's newest stash is what a killed DVC put aside: its lock still says that it was at the workspace."""
-    held = (read_noted(root / EXPERIMENTS / "rwlock") or {}).get("write", {}).get("workspace")
-    stashed = run_git(root, "log", "-g", "-1", "--format=%gs", "refs/stash", "--")
-    return held is not None and read_command(held["pid"]) is None and stashed.startswith("WIP on ")
-
-
 def find_experiments_at_work(root: Path) -> list[tuple[psutil.Process, list[str]]]:
     """The processes of DVC that run experiments of this project, in its folder or in a copy, and their commands."""
     found = []
-    for process in psutil.process_iter():
-        try:
-            command = process.cmdline()
-            if "exp" not in command or not any(Path(word).name == "dvc" for word in command):
-                continue
-            if Path(process.cwd()).is_relative_to(root.resolve()):
-                found.append((process, command))
-        except psutil.Error:  # it has ended meanwhile, or is somebody else's
-            continue
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        command, place = process.info["cmdline"] or [], process.info["cwd"]  # None: it is somebody else's
+        is_dvc = "exp" in command and any(Path(word).name == "dvc" for word in command)
+        if is_dvc and place and Path(place).is_relative_to(root.resolve()):
+            found.append((process, command))
     return found
 
 
@@ -147,14 +133,12 @@ def _find_copies(root: Path) -> Iterator[Finding]:
     """Copies of the project that killed experiments worked in; what they share with DVC's cache takes no room."""
     patterns = (EXPERIMENTS / "tmp*", EXPERIMENTS / "standalone" / "tmp*")
     found = {pattern: [path for path in root.glob(str(pattern)) if path.is_dir()] for pattern in patterns}
-    if not any(found.values()):
-        return
     copies = [copy for copies in found.values() for copy in copies]
+    if not copies:
+        return
     states = [path.lstat() for copy in copies for path in copy.rglob("*")]
-    size = sum(state.st_size for state in states if state.st_nlink == 1)
-    text = (
-        f"{len(copies)} temporary folders of experiments that were killed, {show_bytes(size)}; no experiment is running"
-    )
+    size = show_bytes(sum(state.st_size for state in states if state.st_nlink == 1))
+    text = f"{len(copies)} temporary folders of experiments that were killed, {size}; no experiment is running"
     yield Finding(text, f"rm -rf {' '.join(str(pattern) for pattern in patterns if found[pattern])}")
 
 

@@ -150,21 +150,20 @@ def apply_recipe(recipe: Recipe, path: Path, *, dry_run: bool = False) -> None:
 
 
 def tabulate_recipes(recipes: list[Recipe], values: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each recipe over `values`, those that cost least first; below, how the times are estimated."""
+    """A line for each recipe over `values`, those that cost least first; below, how the times are estimated.
+
+    Instead of its purpose, one that does not run here has the reason.
+    """
     overlaid = [(recipe, overlay_values(values, recipe)) for recipe in recipes]
     yield ROW.format("recipe", "parameters", "tokens", "memory", "time", "for")
     for recipe, result in sorted(overlaid, key=lambda pair: measure_size(pair[1]).flops or 0.0):
-        yield _tabulate(recipe, result)
+        size = measure_size(result)
+        start = (recipe.name, show_count(size.parameters), show_count(size.tokens))
+        try:
+            predicted = forecast(result)
+        except LmcoreError as error:
+            yield ROW.format(*start, "", "", f"does not run here: {error}")
+            continue
+        memory = show_bytes(predicted.memory.total) + (", too much" if predicted.obstacle else "")
+        yield ROW.format(*start, memory, show_duration(predicted.seconds), recipe.purpose)
     yield f"memory and time are estimated for this machine: {EXPLANATION}"
-
-
-def _tabulate(recipe: Recipe, values: Mapping[str, Any]) -> str:
-    """Name, parameters, tokens, memory, time and purpose in columns; instead of the last, why it does not run here."""
-    size = measure_size(values)
-    start = (recipe.name, show_count(size.parameters), show_count(size.tokens))
-    try:
-        predicted = forecast(values)
-    except LmcoreError as error:
-        return ROW.format(*start, "", "", f"does not run here: {error}")
-    memory = show_bytes(predicted.memory.total) + (", too much" if predicted.obstacle else "")
-    return ROW.format(*start, memory, show_duration(predicted.seconds), recipe.purpose)

@@ -133,8 +133,11 @@ def list_figures(first: Side, second: Side) -> Iterator[list[str]]:
 def cut_words(first: Side, second: Side, words: WordCounter) -> Iterator[Cut]:
     """What both make of each word."""
     for word, count, _ in words.by_bytes(COMPARED_WORDS):
-        one, other = (side.tokenizer.encode(word) for side in (first, second))
-        yield count * (len(other) - len(one)), word, count, show_pieces(first, one), show_pieces(second, other)
+        one, other = (
+            [show_token(tokenizer.token_bytes(token)) for token in tokenizer.encode(word)]
+            for tokenizer in (first.tokenizer, second.tokenizer)
+        )
+        yield count * (len(other) - len(one)), word, count, " ".join(one), " ".join(other)
 
 
 def describe_words(side: Side, cuts: list[Cut]) -> Iterator[str]:
@@ -157,11 +160,6 @@ def align(rows: Iterable[list[str]]) -> Iterator[str]:
     for name, *numbers in rows:
         shown = [f"{number:>{width}}" for number, width in zip(numbers, widths, strict=False)]
         yield "  ".join([f"{name:{label}}", *shown, *numbers[2:]]).rstrip()
-
-
-def show_pieces(side: Side, ids: list[int]) -> str:
-    """The tokens of a word, spaces between them."""
-    return " ".join(show_token(side.tokenizer.token_bytes(token)) for token in ids)
 
 
 def shorten(name: str) -> str:

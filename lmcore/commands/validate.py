@@ -31,7 +31,6 @@ from lmcore.model.save_load import load_model
 from lmcore.tokenizer.load import load_tokenizer
 
 NEW_TOKENS = 20
-GREEDY = Sampling(temperature=0.0)
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,6 @@ class Validation:
     next_tokens: tuple[str, str]  # ours and theirs
     continuations: tuple[str, str]
 
-    @property
-    def is_same(self) -> bool:
-        """True if the logits differ by rounding alone."""
-        return self.difference.is_rounding
-
     def describe(self) -> Iterator[str]:
         """Yield the findings, a line each."""
         ours, theirs = map(json.dumps, self.next_tokens)
@@ -58,7 +52,11 @@ class Validation:
         yield f"next token: {ours} in both" if ours == theirs else f"next token: {ours} in lmcore, {theirs} there"
         yield f"lmcore continues:       {json.dumps(self.continuations[0], ensure_ascii=False)}"
         yield f"transformers continues: {json.dumps(self.continuations[1], ensure_ascii=False)}"
-        yield "the same" if self.is_same else "not the same: lmcore and transformers compute different models"
+        yield (
+            "the same"
+            if self.difference.is_rounding
+            else "not the same: lmcore and transformers compute different models"
+        )
 
 
 def validate_model(name: str, prompt: str) -> Validation:
@@ -75,10 +73,12 @@ def validate_model(name: str, prompt: str) -> Validation:
             tokenizer = transformers.AutoTokenizer.from_pretrained(theirs, local_files_only=True)
         tokens = tokenizer.encode(prompt, add_special_tokens=False) or [tokenizer.eos_token_id]
         require_prompt(model, tokens, folder)
-        context = model.params.context_length
-        new_tokens = min(NEW_TOKENS, context - len(tokens))
+        new_tokens = min(NEW_TOKENS, model.params.context_length - len(tokens))
         probe = Probe(torch.tensor([tokens]), torch.arange(len(tokens)))
-        ours, ours_next = compute_ours(model, [probe]), continue_ours(model, tokens, new_tokens)
+        ours = compute_ours(model, [probe])
+        capacity, request = len(tokens) + new_tokens, Request(tokens, new_tokens, Sampling(temperature=0.0))
+        decoded = Decoder(model, batch=1, end_of_text=-1, capacity=capacity).decode([request])  # an end of text too
+        ours_next = [new.token for new in decoded]
         model.to("meta")  # two models at once would need twice the memory
         network = load_with_transformers(theirs)
         expected = compute_theirs(network, [probe], theirs)
@@ -96,9 +96,8 @@ def require_prompt(model: GPT, tokens: Sequence[int | None], folder: Path) -> No
     """Raise ParameterError for a prompt that both cannot continue, ArtifactError for another model's tokenizer."""
     if tokens == [None]:
         raise ParameterError("--prompt: it is empty, and the tokenizer has no end of text to begin with")
-    known = [token for token in tokens if token is not None]
-    if len(known) >= model.params.context_length:
-        context = model.params.context_length
+    known, context = [token for token in tokens if token is not None], model.params.context_length
+    if len(known) >= context:
         raise ParameterError(f"--prompt: it has {len(known)} tokens, and the model's context only {context}")
     if max(known) >= model.vocab_size:
         raise ArtifactError(f"{folder}: its tokenizer has the id {max(known)}, and the model {model.vocab_size} tokens")
@@ -117,22 +116,14 @@ def as_hugging_face(folder: Path, model: GPT) -> Iterator[Path]:
         yield Path(place)
 
 
-def continue_ours(model: GPT, prompt: Sequence[int], count: int) -> list[int]:
-    """Return the likeliest `count` tokens after the prompt by lmcore, an end of text too."""
-    decoder = Decoder(model, batch=1, end_of_text=-1, capacity=len(prompt) + count)
-    return [new.token for new in decoder.decode([Request(prompt, count, GREEDY)])]
-
-
 @torch.inference_mode()
 def continue_theirs(network: Any, prompt: Sequence[int], count: int) -> list[int]:
-    """Return the same by transformers."""
+    """Return the likeliest `count` tokens after the prompt by transformers, an end of text too."""
     tokens = torch.tensor([prompt])
     network.generation_config = import_transformers().GenerationConfig()  # plainly greedy, whatever the folder asks for
-    found = network.generate(
-        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=count, do_sample=False, pad_token_id=0
-    )
-    new: list[int] = found[0, len(prompt) :].tolist()
-    return new
+    options = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0}
+    found: torch.Tensor = network.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
+    return found[0, len(prompt) :].tolist()
 
 
 def compare_ids(folder: Path, prompt: str, tokens: Sequence[int]) -> str:

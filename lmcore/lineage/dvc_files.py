@@ -66,6 +66,14 @@ def hash_folder(checksums: Mapping[str, str]) -> str:
     return str(tree.hash_info.value)
 
 
+def hash_part(files: Mapping[str, str], name: str) -> str | None:
+    """DVC's hash of a file or a folder among these files with their MD5s; None if it is not there."""
+    if name in files:
+        return files[name]
+    inside = {path.removeprefix(f"{name}/"): md5 for path, md5 in files.items() if path.startswith(f"{name}/")}
+    return hash_folder(inside) if inside else None
+
+
 class Project:
     """A project of DVC in `root`. Files are read when they are first asked for, never trusting times or sizes."""
 
@@ -82,7 +90,7 @@ class Project:
         except DvcException as error:
             raise ArtifactError(f"DVC cannot open {root}: {' '.join(str(error).split())}") from None
         self.cache = Path(cache.path) if cache is not None and (root / ".dvc").exists() else None
-        self._contents: dict[tuple[int, int] | Path, Content] = {}  # hard links to one file are read once
+        self._contents: dict[tuple[int, int] | Path, Content] = {}  # by device and inode
         self._listings: dict[str, dict[str, Content]] = {}
 
     def list_files(self, path: str) -> list[str]:
@@ -92,10 +100,8 @@ class Project:
         place = self.root / path
         if not place.is_dir():
             return ["."] if place.is_file() or place.is_symlink() else []
-        found = []
-        for folder, _, names in self._ignore.walk(localfs, str(place)):
-            found += [Path(folder, name).relative_to(place).as_posix() for name in names]
-        return sorted(found)
+        found = (Path(folder, name) for folder, _, names in self._ignore.walk(localfs, str(place)) for name in names)
+        return sorted(path.relative_to(place).as_posix() for path in found)
 
     def ignores(self, path: str) -> bool:
         """Whether .dvcignore leaves this file out."""
@@ -103,9 +109,11 @@ class Project:
 
     def read_all(self, files: Iterable[Path], told: str) -> dict[Path, Content]:
         """What files hold, read side by side if it is not known yet; `told` names the work."""
-        identities = {file: _identify(file) for file in files}
+        # Device and inode, under which hard links to one file are read once; its path for what is not there.
+        statuses = {file: _stat(file) for file in files}
+        identities = {file: (status.st_dev, status.st_ino) if status else file for file, status in statuses.items()}
         waiting = {identity: file for file, identity in identities.items() if identity not in self._contents}
-        sizes = [_size(file) for file in waiting.values()]
+        sizes = [status.st_size if (status := statuses[file]) else 0 for file in waiting.values()]
         if waiting:
             with ThreadPoolExecutor(THREADS) as pool, BytesProgress(told, sum(sizes)) as progress:
                 found = progress.follow(pool.map(read_content, waiting.values()), sizes)
@@ -148,7 +156,8 @@ class Project:
         if not names and not (self.root / entry.path).is_dir():
             return "missing"
         if quick and entry.bytes is not None:
-            sizes = [_size(self.root / entry.path / name) for name in names]
+            statuses = [_stat(self.root / entry.path / name) for name in names]
+            sizes = [status.st_size if status else 0 for status in statuses]
             return "same" if (sum(sizes), len(sizes)) == (entry.bytes, entry.files or 1) else "changed"
         return "same" if self.hash(entry.path) == entry.md5 else "changed"
 
@@ -183,17 +192,8 @@ class Project:
         return None
 
 
-def _identify(path: Path) -> tuple[int, int] | Path:
-    """Device and inode; of what is not there its path."""
+def _stat(path: Path) -> os.stat_result | None:
     try:
-        status = path.stat()
-    except OSError:
-        return path
-    return status.st_dev, status.st_ino
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
+        return path.stat()
     except OSError:  # gone meanwhile, or not for us to see: reading it says so
-        return 0
+        return None

@@ -1,20 +1,20 @@
-"""What git knows of a project's states: names of experiments and commits, files at a commit, who recorded what."""
+"""What git knows of a project's states: names of experiments and commits, files at a commit, who recorded what.
+
+Without a repository nothing is found.
+"""
 
 import hashlib
 import io
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from lmcore.experiments.experiments import list_references
 from lmcore.experiments.queue import read_git, run_git
-from lmcore.lineage.dvc_files import Project, hash_folder
-from lmcore.lineage.lock import CODE_FOLDERS, LOCK, PARAMS, PIPELINE, Entry, LockedStage, Pipeline, parse_pipeline
-
-FORMAT = "--format=%H%x00%as%x00%s"  # of git log: the fields of a commit
+from lmcore.lineage.dvc_files import Project, hash_folder, hash_part
+from lmcore.lineage.lock import CODE_FOLDERS, LOCK, PARAMS, PIPELINE, LockedStage, Pipeline, parse_pipeline
 
 
 @dataclass(frozen=True)
@@ -28,107 +28,91 @@ class Commit:
     experiment: str | None = None
 
 
-class History:
-    """The git repository that `root` lies in; without one nothing is found."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._read = cache(self._read_file)
-        self._hash_code = cache(self._hash_committed_code)
-        self.read_pipeline = cache(self._read_pipeline)
-
-    def find_commit(self, name: str) -> Commit | None:
-        """The DVC experiment or the commit of this name; of several experiments, one made from the current commit."""
-        homes = [(home, reference) for known, home, reference in list_references(self.root) if known == name]
-        if not homes:
-            return self._describe(name, name, None)
-        head = run_git(self.root, "rev-parse", "HEAD")
-        _, reference = min(homes, key=lambda home: home[0] != head)
-        return self._describe(reference, name, name)
-
-    def list_experiments(self) -> Iterator[Commit]:
-        """All that DVC has."""
-        for name, _, reference in list_references(self.root):
-            commit = self._describe(reference, name, name)
-            assert commit is not None
-            yield commit
-
-    def list_commits(self, since: str = "HEAD") -> Iterator[Commit]:
-        """Those that changed dvc.lock, the newest first."""
-        for line in filter(None, run_git(self.root, "log", FORMAT, since, "--", f"./{LOCK}").split("\n")):
-            identity, date, subject = line.split("\0")
-            yield Commit(identity, date, subject, identity[:9])
-
-    def _read_pipeline(self, commit: Commit) -> Pipeline:
-        """The pipeline of a commit. Raises as `parse_pipeline`."""
-        files = {name: self._read(commit.id, name) for name in (LOCK, PIPELINE, PARAMS)}
-        return parse_pipeline({name: content for name, content in files.items() if content is not None}, commit.name)
-
-    def find_recording(self, stage: str, since: Commit | None) -> Commit | None:
-        """The commit that first recorded what dvc.lock says of a stage now, or in `since`; None if none has yet."""
-        if since is None:
-            path = self.root / LOCK
-            lock = path.read_bytes() if path.exists() else None
-        else:
-            lock = self._read(since.id, LOCK)
-        wanted = cut_stage(lock, stage)
-        found = None
-        for commit in self.list_commits(since.id if since else "HEAD"):
-            if cut_stage(self._read(commit.id, LOCK), stage) != wanted:
-                break
-            found = commit
-        return found
-
-    def find_missing_code(self, stage: LockedStage, commit: Commit, project: Project) -> list[str]:
-        """What of the code and parameters that a stage ran with is not in the commit, as it was then."""
-        files = self._hash_code(commit.id)
-        missing = [entry.path for entry in stage.code if _hash_entry(entry, files, project) != entry.md5]
-        if self.read_pipeline(commit).find_changed_params(stage):
-            missing.append(PARAMS)
-        return missing
-
-    def hash_file(self, commit: Commit, path: str) -> str | None:
-        """The MD5 of a file in a commit; None if it has none there."""
-        content = self._read(commit.id, path)
-        return None if content is None else hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-    @property
-    def exists(self) -> bool:
-        """Whether there is a repository with a commit."""
-        return bool(run_git(self.root, "rev-parse", "--verify", "--quiet", "HEAD"))
-
-    def _describe(self, revision: str, name: str, experiment: str | None) -> Commit | None:
-        line = run_git(self.root, "log", "-1", FORMAT, "--end-of-options", f"{revision}^{{commit}}", "--")
-        if not line:
-            return None
-        identity, date, subject = line.split("\0")
-        return Commit(identity, date, subject, name, experiment)
-
-    def _read_file(self, commit: str, path: str) -> bytes | None:
-        return read_git(self.root, "cat-file", "blob", f"{commit}:./{path}")
-
-    def _hash_committed_code(self, commit: str) -> dict[str, str]:
-        """The MD5s of the code in a commit, by path."""
-        present = run_git(self.root, "ls-tree", "--name-only", commit).splitlines()
-        folders = [name for name in CODE_FOLDERS if name in present]
-        if not folders:
-            return {}
-        archive = read_git(self.root, "archive", "--format=tar", commit, "--", *folders)
-        assert archive is not None
-        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-            return {
-                member.name: hashlib.md5(content.read(), usedforsecurity=False).hexdigest()
-                for member in files
-                if (content := files.extractfile(member)) is not None
-            }
+def find_commit(root: Path, name: str) -> Commit | None:
+    """The DVC experiment or the commit of this name; of several experiments, one made from the current commit."""
+    homes = [(home, reference) for known, home, reference in list_references(root) if known == name]
+    if not homes:
+        return _describe(root, name, name, None)
+    head = run_git(root, "rev-parse", "HEAD")
+    _, reference = min(homes, key=lambda home: home[0] != head)
+    return _describe(root, reference, name, name)
 
 
-def _hash_entry(entry: Entry, files: Mapping[str, str], project: Project) -> str | None:
-    """DVC's hash of a file or a folder among these; of a folder that is not there, of an empty one."""
-    if not entry.is_folder:
-        return files.get(entry.path)
-    inside = {name.removeprefix(f"{entry.path}/"): md5 for name, md5 in files.items() if entry.holds(name)}
-    return hash_folder({name: md5 for name, md5 in inside.items() if not project.ignores(f"{entry.path}/{name}")})
+def list_experiments(root: Path) -> list[Commit]:
+    """All that DVC has."""
+    found = (_describe(root, reference, name, name) for name, _, reference in list_references(root))
+    return [commit for commit in found if commit is not None]
+
+
+def list_commits(root: Path, since: str = "HEAD") -> list[Commit]:
+    """Those that changed dvc.lock, the newest first."""
+    return [Commit(*fields, fields[0][:9]) for fields in _read_log(root, since, "--", f"./{LOCK}")]
+
+
+@cache
+def read_committed(root: Path, commit: Commit) -> Pipeline:
+    """The pipeline of a commit. Raises as `parse_pipeline`."""
+    files = {name: _read_file(root, commit.id, name) for name in (LOCK, PIPELINE, PARAMS)}
+    return parse_pipeline({name: content for name, content in files.items() if content is not None}, commit.name)
+
+
+def find_recording(root: Path, stage: str, since: Commit | None) -> Commit | None:
+    """The commit that first recorded what dvc.lock says of a stage now, or in `since`; None if none has yet."""
+    wanted = cut_stage(_read_file(root, since.id, LOCK) if since else (root / LOCK).read_bytes(), stage)
+    found = None
+    for commit in list_commits(root, since.id if since else "HEAD"):
+        if cut_stage(_read_file(root, commit.id, LOCK), stage) != wanted:
+            break
+        found = commit
+    return found
+
+
+def find_missing_code(project: Project, stage: LockedStage, commit: Commit) -> list[str]:
+    """What of the code and parameters that a stage ran with is not in the commit, as it was then."""
+    files = _hash_code(project, commit.id)
+    nothing = hash_folder({})  # of a folder that git has not; that of an empty one
+    missing = [entry.path for entry in stage.code if (hash_part(files, entry.path) or nothing) != entry.md5]
+    if read_committed(project.root, commit).find_changed_params(stage):
+        missing.append(PARAMS)
+    return missing
+
+
+def hash_committed(root: Path, path: str) -> str | None:
+    """The MD5 of a file in the current commit; None if it has none there."""
+    content = read_git(root, "cat-file", "blob", f"HEAD:./{path}")
+    return None if content is None else hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _describe(root: Path, revision: str, name: str, experiment: str | None) -> Commit | None:
+    log = _read_log(root, "-1", "--end-of-options", f"{revision}^{{commit}}", "--")
+    return Commit(*log[0], name, experiment) if log else None
+
+
+def _read_log(root: Path, *arguments: str) -> list[tuple[str, str, str]]:
+    """Hash, date and subject of commits."""
+    log = run_git(root, "log", "--format=%H%x00%as%x00%s", *arguments)
+    return re.findall("^(.*)\0(.*)\0(.*)$", log, re.MULTILINE)
+
+
+@cache
+def _read_file(root: Path, commit: str, path: str) -> bytes | None:
+    return read_git(root, "cat-file", "blob", f"{commit}:./{path}")
+
+
+@cache
+def _hash_code(project: Project, commit: str) -> dict[str, str]:
+    """The MD5s of the code in a commit, by path, of the files that DVC counts."""
+    present = run_git(project.root, "ls-tree", "--name-only", commit).splitlines()
+    folders = [name for name in CODE_FOLDERS if name in present]
+    archive = read_git(project.root, "archive", "--format=tar", commit, "--", *folders) if folders else None
+    if archive is None:
+        return {}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        return {
+            member.name: hashlib.md5(content.read(), usedforsecurity=False).hexdigest()
+            for member in files
+            if not project.ignores(member.name) and (content := files.extractfile(member)) is not None
+        }
 
 
 def cut_stage(lock: bytes | None, stage: str) -> bytes | None:

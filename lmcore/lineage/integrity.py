@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -11,8 +10,6 @@ from lmcore.errors import ArtifactError
 from lmcore.files import read_json
 from lmcore.lineage.dvc_files import Content
 from lmcore.lineage.provenance import MANIFEST, RAW, TOKENS
-
-FILES = "files/"  # where data/raw has what its manifest lists
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,12 @@ def check_manifest(path: str, place: Path, contents: Mapping[str, Content]) -> I
         return
     try:
         manifest = read_json(place / MANIFEST, "")
-        promised = dict(_list_raw(manifest) if path == RAW else _list_tokens(manifest))
+        if path == RAW:
+            promised = {f"files/{entry['path']}": entry["sha256"] for entry in manifest["files"]}
+        else:
+            splits = manifest["splits"].values()
+            entries = [entry for split in splits for entry in (*split["shards"], split["document_offsets"])]
+            promised = {entry["file"]: entry["sha256"] for entry in entries}
     except (ArtifactError, LookupError, TypeError, AttributeError):
         yield Fault(MANIFEST, "is missing or damaged")
         return
@@ -41,17 +43,6 @@ def check_manifest(path: str, place: Path, contents: Mapping[str, Content]) -> I
             yield Fault(name, f"is not in {MANIFEST}")
         elif found.sha256 != promised[name]:
             yield Fault(name, f"differs: SHA-256 {found.sha256[:12]}, {MANIFEST} has {promised[name][:12]}")
-
-
-def _list_raw(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for entry in manifest["files"]:
-        yield FILES + entry["path"], entry["sha256"]
-
-
-def _list_tokens(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for split in manifest["splits"].values():
-        for entry in (*split["shards"], split["document_offsets"]):
-            yield entry["file"], entry["sha256"]
 
 
 def check_weights(place: Path, contents: Mapping[str, Content]) -> Iterator[Fault]:

@@ -84,11 +84,8 @@ class Pipeline:
 
     def find_output(self, path: str) -> tuple[LockedStage, Entry] | None:
         """The stage that made `path`, or what it lies in, and that output; None if none did."""
-        for stage in self.stages.values():
-            for entry in stage.outputs:
-                if entry.holds(path):
-                    return stage, entry
-        return None
+        made = ((stage, entry) for stage in self.stages.values() for entry in stage.outputs)
+        return next(((stage, entry) for stage, entry in made if entry.holds(path)), None)
 
     def is_cached(self, stage: str, path: str) -> bool:
         """Whether DVC keeps this output, and not git."""
@@ -120,55 +117,35 @@ class Pipeline:
         return [change for change in changes if change.old is not None or change.new is not None]
 
 
-def read_pipeline(root: Path) -> Pipeline:
-    """The working tree's. Raises ArtifactError where dvc.lock is missing or torn, ParameterError for the others."""
-    files = _read_files(root)
+def read_pipeline(root: Path, *, unrecorded: bool = False) -> Pipeline:
+    """The working tree's; `unrecorded`: without its dvc.lock, which is missing or torn, as if no stage had run.
+
+    Raises ArtifactError for a torn dvc.lock, ParameterError for the others.
+    """
+    files = {name: (root / name).read_bytes() for name in (LOCK, PIPELINE, PARAMS) if (root / name).exists()}
+    return parse_pipeline({**files, LOCK: b"schema: '2.0'\n"} if unrecorded else files)
+
+
+def parse_pipeline(files: Mapping[str, bytes], commit: str = "") -> Pipeline:
+    """That of the working tree or the `commit` which has these files. Raises as `read_pipeline`."""
     if LOCK not in files:
-        raise ArtifactError(f"{root / LOCK} does not exist, and it records what made what: run dvc repro")
-    return _assemble(files)
-
-
-def read_unrecorded(root: Path) -> Pipeline:
-    """The working tree's without its dvc.lock, which is missing or torn: no stage has run. Raises ParameterError."""
-    return _assemble({**_read_files(root), LOCK: b"schema: '2.0'\n"})
-
-
-def _read_files(root: Path) -> dict[str, bytes]:
-    return {name: (root / name).read_bytes() for name in (LOCK, PIPELINE, PARAMS) if (root / name).exists()}
-
-
-def parse_pipeline(files: Mapping[str, bytes], told: str) -> Pipeline:
-    """That of the commit which has these files; `told` names it. Raises as `read_pipeline`."""
-    if LOCK not in files:
-        raise ArtifactError(f"{told} has no {LOCK}: nothing is recorded there")
-    return _assemble(files, f"{told}: ")
-
-
-def _assemble(files: Mapping[str, bytes], told: str = "") -> Pipeline:
-    lock, described, params = (_parse(files.get(name, b"{}"), f"{told}{name}") for name in (LOCK, PIPELINE, PARAMS))
+        raise ArtifactError(f"{commit} has no {LOCK}: nothing is recorded there")
+    told, damages = f"{commit}: " if commit else "", (LookupError, TypeError, ValueError, AttributeError)
     try:
+        lock = parse_params(files[LOCK], LOCK)
         if "schema" not in lock:
             raise ValueError("no schema")
         stages = {name: _read_locked(name, record) for name, record in (lock.get("stages") or {}).items()}
-    except (LookupError, TypeError, ValueError, AttributeError):
+    except (ParameterError, *damages):
         raise ArtifactError(f"{told}{LOCK} is damaged: {TORN}") from None
+    described, params = (parse_params(files.get(name, b"{}"), f"{told}{name}") for name in (PIPELINE, PARAMS))
     try:
         stages_described = {name: _read_described(record) for name, record in described.get("stages", {}).items()}
-    except (LookupError, TypeError, ValueError, AttributeError):
+    except damages:
         raise ParameterError(
             f"{told}{PIPELINE} does not describe stages as DVC does: dvc stage list says more"
         ) from None
     return Pipeline(stages, stages_described, params)
-
-
-def _parse(content: bytes, name: str) -> dict[str, Any]:
-    """The YAML as DVC reads it. Raises ArtifactError for dvc.lock, ParameterError for what a person writes."""
-    try:
-        return parse_params(content, name)
-    except ParameterError:
-        if not name.endswith(LOCK):
-            raise
-        raise ArtifactError(f"{name} is damaged: {TORN}") from None
 
 
 def _read_locked(name: str, record: Mapping[str, Any]) -> LockedStage:

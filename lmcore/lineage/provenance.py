@@ -20,10 +20,10 @@ from lmcore.params import flatten
 from lmcore.train.run_state import run_key
 
 RAW, TOKENS, TOKENIZER, MODEL, EXPORT = "data/raw", "data/tokens", "models/tokenizer", "models/gpt", "models/export"
-MANIFEST, LINEAGE, TOKENIZER_FILE, WEIGHTS, CARD = (
-    *("manifest.json", "lineage.json", "tokenizer.json", "model.safetensors", "README.md"),
-)
+MANIFEST, LINEAGE, CARD = "manifest.json", "lineage.json", "README.md"
+TOKENIZER_FILE, WEIGHTS = "tokenizer.json", "model.safetensors"
 KEY_CHARACTERS = 16
+LINEAGE_TYPES: dict[str, type] = {"params": dict, "tokens": dict, "run_key": str, "tokenizer": str}
 NOT_IDENTITY = {"run_key", "params", "metrics"}  # of lineage.json's entries, those that are no fingerprint
 
 Find = Callable[[str, str], Path | None]  # an artefact's file, by the artefact's path and the file's place in it
@@ -39,21 +39,17 @@ class Records:
     @cached_property
     def corpus(self) -> dict[str, Any] | None:
         """data/raw's manifest: `sources` with url and licence, `files` with sha256 and bytes."""
-        values = self._read(RAW, MANIFEST)
-        listed = values is not None and all(isinstance(values.get(name), list) for name in ("sources", "files"))
-        return values if listed else None
+        return self._read(RAW, MANIFEST, {"sources": list, "files": list})
 
     @cached_property
     def tokens(self) -> dict[str, Any] | None:
         """data/tokens' manifest."""
-        values = self._read(TOKENS, MANIFEST)
-        return values if values is not None and isinstance(values.get("splits"), dict) else None
+        return self._read(TOKENS, MANIFEST, {"splits": dict})
 
     @cached_property
     def model(self) -> dict[str, Any] | None:
         """The model's lineage.json."""
-        values = self._read(MODEL, LINEAGE)
-        return values if is_lineage(values) else None
+        return self._read(MODEL, LINEAGE, LINEAGE_TYPES)
 
     @cached_property
     def tokenizer(self) -> str | None:
@@ -63,8 +59,8 @@ class Records:
     @cached_property
     def token_fingerprints(self) -> dict[str, str] | None:
         """Of each split's entry in the manifest, as training notes them."""
-        splits = (self.tokens or {}).get("splits")
-        return None if splits is None else {split: fingerprint(entry) for split, entry in splits.items()}
+        splits = self.tokens and self.tokens["splits"]
+        return splits and {split: fingerprint(entry) for split, entry in splits.items()}
 
     @cached_property
     def card(self) -> dict[str, str]:
@@ -107,26 +103,22 @@ class Records:
         if noted := self.card.get("trained weights"):
             yield "export", "export", EXPORT, "is of weights", noted, MODEL, self._hash(MODEL, WEIGHTS)
 
-    def _read(self, path: str, name: str) -> dict[str, Any] | None:
+    def _read(self, path: str, name: str, types: Mapping[str, type]) -> dict[str, Any] | None:
         found = self.find(path, name)
         try:
             values = None if found is None else read_json(found, "")
         except ArtifactError:  # a damaged file is not what was recorded, and that is said of it already
             return None
-        return values if isinstance(values, dict) else None
+        return values if has_types(values, types) else None
 
     def _hash(self, path: str, name: str) -> str | None:
         found = self.find(path, name)
         return None if found is None else self.project.read_all([found], "read")[found].sha256
 
 
-def is_lineage(values: object) -> bool:
-    """Whether it is what training writes, in its outline."""
-    return (
-        isinstance(values, dict)
-        and all(isinstance(values.get(name), dict) for name in ("params", "tokens"))
-        and all(isinstance(values.get(name), str) for name in ("run_key", "tokenizer"))
-    )
+def has_types(values: object, types: Mapping[str, type]) -> bool:
+    """Return True for a JSON object that has these keys with values of these types."""
+    return isinstance(values, dict) and all(isinstance(values.get(name), kind) for name, kind in types.items())
 
 
 def shorten(fingerprint: str) -> str:
@@ -148,8 +140,7 @@ def compute_key(lineage: Mapping[str, Any]) -> str:
 
 def list_origins(lineage: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The models that this one was trained on from, the nearest first."""
-    origins = []
-    origin = lineage.get("init_from")
+    origins, origin = [], lineage.get("init_from")
     while isinstance(origin, Mapping):  # in a damaged one it may be anything
         origins.append({name: value for name, value in origin.items() if name != "init_from"})
         origin = origin.get("init_from")
@@ -209,10 +200,11 @@ def read_sample(path: Path, line: int, params: Mapping[str, Any]) -> tuple[dict[
         noted = sample["seed"]
     except (ValueError, LookupError, TypeError):
         raise ArtifactError(f"{path}: line {line} is damaged: {make_again('sample')}") from None
-    settings = {name.removeprefix("sample."): value for name, value in params.items() if name.startswith("sample.")}
-    settings = {name: value for name, value in settings.items() if name != "prompts" and value is not None}
-    mismatches = []
-    if seed != noted:
-        text = f"line {line} of {path.name} was drawn with seed {noted}; dvc.lock's sample.seed gives it {seed}"
-        mismatches.append(Mismatch("sample", text, make_again("sample"), "sample", str(path)))
-    return {**sample, "line": line, "settings": settings}, mismatches
+    settings = {
+        name.removeprefix("sample."): value
+        for name, value in params.items()
+        if name.startswith("sample.") and name != "sample.prompts" and value is not None
+    }
+    text = f"line {line} of {path.name} was drawn with seed {noted}; dvc.lock's sample.seed gives it {seed}"
+    mismatch = Mismatch("sample", text, make_again("sample"), "sample", str(path))
+    return {**sample, "line": line, "settings": settings}, [mismatch] if seed != noted else []

@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 
 from lmcore.lineage.dvc_files import Project
-from lmcore.lineage.history import History
+from lmcore.lineage.history import hash_committed
 from lmcore.lineage.lock import Entry, Pipeline
 
 
@@ -30,7 +30,7 @@ def make_again(stage: str) -> str:
     return f"dvc repro --force --single-item {stage}, then dvc repro"
 
 
-def restore(project: Project, history: History, pipeline: Pipeline, stage: str, entry: Entry) -> str:
+def restore(project: Project, pipeline: Pipeline, stage: str, entry: Entry) -> str:
     """The command that brings back an output as it was recorded, from where there is a sound copy of it.
 
     DVC takes a file for unchanged by its times, size and inode, and never overwrites an object of its cache: what is
@@ -40,8 +40,7 @@ def restore(project: Project, history: History, pipeline: Pipeline, stage: str, 
     path = shlex.quote(entry.path)
     remove = f"rm -r {path} && " if place.exists() or place.is_symlink() else ""
     if not pipeline.is_cached(stage, entry.path):
-        head = history.find_commit("HEAD")
-        kept = head is not None and history.hash_file(head, entry.path) == entry.md5
+        kept = hash_committed(project.root, entry.path) == entry.md5
         return f"git checkout HEAD -- {path}" if kept else f"{remove}dvc repro {stage}"
     # Where the list of a folder's files is lacking or damaged, it alone is known.
     objects = dict.fromkeys([entry.md5, *(project.list_recorded(entry) or {}).values()])

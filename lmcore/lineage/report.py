@@ -42,14 +42,13 @@ def render_trace(trace: Trace) -> Iterator[str]:
         yield "│"
         yield from _render_corpus(trace.records["corpus"])
     yield ""
-    for note in trace.notes:
-        yield f"note  {note}"
-    for mismatch in trace.mismatches:
-        yield str(mismatch)
+    yield from (f"note  {note}" for note in trace.notes)
+    yield from map(str, trace.mismatches)
     if not trace.mismatches and trace.steps:
         compared = "sizes" if trace.quick else "bytes"
         known = "everything matches" if not trace.commit else f"what lies here is {trace.commit.name}"
-        yield f"ok    {known}: {compared} of {_count_parts(trace.steps)} files and folders compared"
+        parts = {part.path for step in trace.steps for part in (*step.outputs, *step.inputs, *step.code)}
+        yield f"ok    {known}: {compared} of {len(parts)} files and folders compared"
 
 
 def describe_verification(found: Verification) -> dict[str, Any]:
@@ -181,20 +180,9 @@ def _label(label: str, text: str) -> str:
 
 
 def _wrap(label: str, text: str) -> list[str]:
-    first = _label(label, "")
-    return textwrap.wrap(
-        text,
-        WIDTH - 3,
-        initial_indent=first,
-        subsequent_indent=" " * LABEL,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    lines = textwrap.wrap(text, WIDTH - 3 - LABEL, break_long_words=False, break_on_hyphens=False)
+    return [_label("" if number else label, line) for number, line in enumerate(lines)]
 
 
 def _indent(lines: Iterable[str], margin: str) -> Iterator[str]:
     return (margin + line for line in lines)
-
-
-def _count_parts(steps: Iterable[Step]) -> int:
-    return len({part.path for step in steps for part in (*step.outputs, *step.inputs, *step.code)})

@@ -1,9 +1,7 @@
 """Runs by their key: what runs/KEY and MLflow noted of them, and the state of the project that each belongs to."""
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from lmcore.errors import ArtifactError, LmcoreError
 from lmcore.experiments.experiments import describe_params
 from lmcore.files import read_json
 from lmcore.lineage.dvc_files import Project
-from lmcore.lineage.history import Commit, History
+from lmcore.lineage.history import Commit, find_commit, list_commits, list_experiments, read_committed
 from lmcore.lineage.lock import Pipeline
 from lmcore.lineage.provenance import LINEAGE, MODEL, NOT_IDENTITY, tell_differing
 from lmcore.lineage.remedy import Mismatch, make_again
@@ -23,7 +21,7 @@ from lmcore.train.run_state import run_key
 ROUNDING = 1e-6  # of the losses in lineage.json, which MLflow has in full
 LOSSES = ("train_loss", "val_loss", "bits_per_byte")
 SEARCHED_COMMITS = 200  # of those that changed dvc.lock, the newest
-SECTIONS = ("model", "train")  # of the parameters, those that a run's key is made from
+SECTIONS = ("model.", "train.")  # of the parameters, those that a run's key is made from
 
 
 def read_identity(root: Path, key: str) -> dict[str, Any] | None:
@@ -38,33 +36,31 @@ def read_identity(root: Path, key: str) -> dict[str, Any] | None:
 def describe_run(root: Path, key: str) -> dict[str, Any]:
     """What lies in runs/KEY: whether it is complete, its checkpoints, where it branched off, its MLflow run."""
     folder = root / "runs" / key
-    described: dict[str, Any] = {"key": key, "path": f"runs/{key}" if folder.is_dir() else None}
-    if folder.is_dir():
-        described["complete"] = (folder / "summary.json").exists()
-        described["checkpoints"] = sorted(
-            int(seal.stem.removeprefix("step-")) for seal in (folder / "checkpoints").glob("step-*.json")
-        )
-        for name in ("branch", "mlflow", "summary"):
-            try:
-                values = read_json(folder / f"{name}.json", "")
-            except LmcoreError:  # most runs have not all of them
-                continue
-            described |= {"mlflow_run": values.get("run_id")} if name == "mlflow" else {name: values}
+    if not folder.is_dir():
+        return {"key": key, "path": None}
+    steps = sorted(int(seal.stem.removeprefix("step-")) for seal in folder.glob("checkpoints/step-*.json"))
+    complete = (folder / "summary.json").exists()
+    described: dict[str, Any] = {"key": key, "path": f"runs/{key}", "complete": complete, "checkpoints": steps}
+    for name in ("branch", "mlflow", "summary"):
+        try:
+            values = read_json(folder / f"{name}.json", "")
+        except LmcoreError:  # most runs have not all of them
+            continue
+        described |= {"mlflow_run": values.get("run_id")} if name == "mlflow" else {name: values}
     return described
 
 
 def check_identity(root: Path, key: str) -> Iterator[Mismatch]:
     """Whether runs/KEY is the run that its name says."""
-    remedy = f"rm -r runs/{key}"
+    path, expected = f"runs/{key}", key.removesuffix(".previous")
     try:
         identity = read_identity(root, key)
-        found = None if identity is None else run_key(identity)
+        found = expected if identity is None else run_key(identity)
+        text = f"{path}/identity.json makes the key {found}, not {key}"
     except (ArtifactError, TypeError):
-        yield Mismatch("run", f"runs/{key}/identity.json is damaged", remedy, "train", f"runs/{key}")
-        return
-    if found is not None and found != key.removesuffix(".previous"):
-        text = f"runs/{key}/identity.json makes the key {found}, not {key}"
-        yield Mismatch("run", text, remedy, "train", f"runs/{key}")
+        found, text = None, f"{path}/identity.json is damaged"
+    if found != expected:
+        yield Mismatch("run", text, f"rm -r {path}", "train", path)
 
 
 def compare_tracked(run: StoredRun, lineage: Mapping[str, Any]) -> Iterator[Mismatch]:
@@ -96,7 +92,7 @@ def _list_differences(run: StoredRun, lineage: Mapping[str, Any]) -> Iterator[st
 
 
 def find_state(
-    found: Trace, key: str, tracked: StoredRun | None, project: Project, history: History, present: Pipeline
+    found: Trace, key: str, tracked: StoredRun | None, project: Project, present: Pipeline
 ) -> tuple[Pipeline, Commit | None] | None:
     """Return the state whose train stage was run `key`: its pipeline, and its commit or None for the working tree.
 
@@ -104,45 +100,48 @@ def find_state(
     any more, equal parameters make it likely, and a note in `found` says so. Return None where there is no such
     state, which is a mismatch.
     """
-    lineage = project.root / MODEL / LINEAGE
-    if lineage.is_file() and read_key(lineage) == key and "train" in present.stages:
+    if read_key(project.root / MODEL / LINEAGE) == key and "train" in present.stages:
         return present, None
     wanted = _read_params(project.root, key, tracked)
     likely: tuple[Pipeline, Commit] | None = None
-    for commit, pipeline in _list_states(history, tracked):
+    for commit, pipeline in _list_states(project.root, tracked):
         if "train" not in pipeline.stages or MODEL not in pipeline.outputs:
             continue
         place = project.find_recorded(pipeline.outputs[MODEL], LINEAGE)
-        if place is not None and read_key(place) == key:
+        if read_key(place) == key:
             return pipeline, commit
-        if likely is None and place is None and wanted and _agree(wanted, pipeline):
-            likely = pipeline, commit
+        if likely is None and place is None and wanted:
+            recorded = describe_params(pipeline.stages["train"].params)
+            likely = None if _list_differing(wanted, recorded) else (pipeline, commit)
     if likely is None:
+        names = _list_differing(wanted, describe_params(flatten(present.params)))
+        settings = ["-S " + shlex.quote(f"{name}={wanted.get(name, 'null')}") for name in names]
+        remedy = " ".join(["dvc exp run", *settings]) if wanted else "dvc repro"
         text = f"no commit and no experiment records run {key}, and {MODEL} is not its model"
-        found.mismatches.append(Mismatch("run", text, _train_again(wanted, present), "train"))
-        return None
-    told = "by its parameters: DVC's cache has not the model there, which would prove it"
-    found.notes.append(f"taken for {likely[1].name} {told}")
+        found.mismatches.append(Mismatch("run", text, remedy, "train"))
+    else:
+        told = "by its parameters: DVC's cache has not the model there, which would prove it"
+        found.notes.append(f"taken for {likely[1].name} {told}")
     return likely
 
 
-def read_key(path: Path) -> str | None:
-    """The key of the run that a lineage.json names; None for a damaged one."""
+def read_key(path: Path | None) -> str | None:
+    """The key of the run that a lineage.json names; None for one that is damaged or not there."""
     try:
-        values = json.loads(path.read_bytes())
-    except ValueError:
+        values = None if path is None else read_json(path, "")
+    except ArtifactError:
         return None
     return values.get("run_key") if isinstance(values, dict) else None
 
 
-def _list_states(history: History, tracked: StoredRun | None) -> Iterator[tuple[Commit, Pipeline]]:
+def _list_states(root: Path, tracked: StoredRun | None) -> Iterator[tuple[Commit, Pipeline]]:
     """Those that may be a run's: the experiment that MLflow names, the others, and commits that changed dvc.lock."""
     experiment = tracked.tags.get("dvc.exp_name") if tracked else None
-    named = history.find_commit(experiment) if experiment else None
-    candidates = [*([named] if named else []), *history.list_experiments()]
-    for commit in [*candidates, *islice(history.list_commits(), SEARCHED_COMMITS)]:
+    named = find_commit(root, experiment) if experiment else None
+    commits = [*list_experiments(root), *list_commits(root)[:SEARCHED_COMMITS]]
+    for commit in [named, *commits] if named else commits:
         try:
-            yield commit, history.read_pipeline(commit)
+            yield commit, read_committed(root, commit)
         except LmcoreError:  # a commit from before there was a dvc.lock, or with a torn one
             continue
 
@@ -151,24 +150,11 @@ def _read_params(root: Path, key: str, tracked: StoredRun | None) -> dict[str, s
     """The parameters of a run by dotted names, as runs/KEY or MLflow noted them."""
     identity = read_identity(root, key)
     if identity is not None:
-        return describe_params(flatten({name: identity.get(name, {}) for name in SECTIONS}))
+        return describe_params({name: value for name, value in flatten(identity).items() if name.startswith(SECTIONS)})
     return describe_params(tracked.params) if tracked else {}
 
 
-def _agree(wanted: Mapping[str, str], pipeline: Pipeline) -> bool:
-    recorded = describe_params(pipeline.stages["train"].params)
-    return all(wanted.get(name) == recorded.get(name) for name in _list_names(wanted, recorded))
-
-
-def _train_again(wanted: Mapping[str, str], present: Pipeline) -> str:
-    """The command that trains with these parameters, by those that params.yaml has otherwise."""
-    current = describe_params(flatten(present.params))
-    different = [name for name in _list_names(wanted, current) if wanted.get(name) != current.get(name)]
-    settings = ["-S " + shlex.quote(f"{name}={wanted.get(name, 'null')}") for name in different]
-    return " ".join(["dvc exp run", *settings]) if wanted else "dvc repro"
-
-
-def _list_names(*params: Mapping[str, str]) -> list[str]:
-    """The names of what a run's key is made from."""
-    names = {name for values in params for name in values}
-    return sorted(name for name in names if name.partition(".")[0] in SECTIONS)
+def _list_differing(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """The parameters that a run's key is made from and that differ."""
+    names = sorted(wanted.keys() | found.keys())
+    return [name for name in names if name.startswith(SECTIONS) and wanted.get(name) != found.get(name)]

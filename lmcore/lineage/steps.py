@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmcore.errors import list_some
-from lmcore.lineage.dvc_files import Project, hash_folder
-from lmcore.lineage.history import Commit, History
+from lmcore.lineage.dvc_files import Project, hash_part
+from lmcore.lineage.history import Commit, find_commit, find_missing_code, find_recording
 from lmcore.lineage.lock import LOCK, PARAMS, PIPELINE, Entry, LockedStage, Pipeline
 from lmcore.lineage.remedy import Mismatch, restore
 from lmcore.params import show_value
@@ -61,7 +61,6 @@ class State:
     """A state of the project, a commit's or (`commit` None) the working tree's, beside the files that are there now."""
 
     project: Project
-    history: History
     pipeline: Pipeline
     present: Pipeline  # the working tree's
     commit: Commit | None = None
@@ -79,7 +78,7 @@ class State:
         outputs, inputs, code = (
             tuple(map(self._build_part, entries)) for entries in (stage.outputs, stage.data, stage.code)
         )
-        commit = self.history.find_recording(stage.name, self.commit)
+        commit = find_recording(self.project.root, stage.name, self.commit)
         text = described.description if described else ""
         return Step(stage.name, text, stage.command, outputs, inputs, code, stage.params, commit)
 
@@ -114,13 +113,11 @@ class State:
         for part in step.outputs:
             if part.state == "same":
                 continue
-            told = f"is not there: {recorded_by} has {part.md5[:8]}"
-            if part.state == "changed":
-                told = f"differs: {recorded_by} has {part.md5[:8]}{self._count_changed(part)}"
-            remedy = ""
-            if self.commit is None:
-                remedy = restore(self.project, self.history, self.pipeline, step.stage, part)
-            yield self._differ(f"output-{part.state}", f"{part.path} {told}", step, part.path, remedy)
+            told, files = ("differs", self._count_changed(part)) if part.state == "changed" else ("is not there", "")
+            text = f"{part.path} {told}: {recorded_by} has {part.md5[:8]}{files}"
+            present = self.commit is None
+            remedy = restore(self.project, self.pipeline, step.stage, part) if present else ""
+            yield self._differ(f"output-{part.state}", text, step, part.path, remedy)
 
     def _count_changed(self, part: Part) -> str:
         """` (2 of 5 files: a, b)`, where it is known which."""
@@ -133,24 +130,17 @@ class State:
     def _compare_inputs(self, step: Step) -> Iterator[Mismatch]:
         """Whether a stage read what the other now has made, and what no stage makes is still so."""
         for part in step.inputs:
-            if part.stage is not None:
-                made = self._find_made(part)
-                if made is not None and made != part.md5:
+            if found := self.pipeline.find_output(part.path):
+                made: str | None = found[1].md5
+                if found[1].path != part.path:  # a part of what the other stage made; None if that is not known
+                    inside = part.path.removeprefix(f"{found[1].path}/")
+                    made = hash_part(self.project.list_recorded(found[1]) or {}, inside)
+                if made and made != part.md5:
                     told = f"read {part.path} {part.md5[:8]}, and {part.stage} has made {made[:8]} since"
                     yield self._differ("input", f"{step.stage} {told}", step, part.path)
             elif part.state != "same":
                 told = "is gone" if part.state == "missing" else f"is no longer {part.md5[:8]}"
                 yield self._differ("input", f"{part.path}, which {step.stage} read, {told}", step, part.path)
-
-    def _find_made(self, part: Part) -> str | None:
-        """The hash of what the producing stage made at an input's place; None if only its folder's is known."""
-        found = self.pipeline.find_output(part.path)
-        assert found is not None
-        entry = found[1]
-        if entry.path == part.path:
-            return entry.md5
-        recorded = self.project.list_recorded(entry)
-        return None if recorded is None else hash_part(recorded, part.path.removeprefix(f"{entry.path}/"))
 
     def _compare_definition(self, stage: LockedStage, step: Step) -> Iterator[Mismatch]:
         """The stage's parameters, its command and what it reads, as the working tree has them."""
@@ -178,18 +168,10 @@ class State:
         if step.commit is None:
             yield self._differ("uncommitted", f"no commit records what {stage.name} made", step, LOCK, commit)
             return
-        missing = self.history.find_missing_code(stage, step.commit, self.project)
-        head = self.commit or self.history.find_commit("HEAD")
+        missing = find_missing_code(self.project, stage, step.commit)
+        head = self.commit or find_commit(self.project.root, "HEAD")
         if missing and head is not None:  # results are often committed before the code
-            missing = self.history.find_missing_code(stage, head, self.project)
+            missing = find_missing_code(self.project, stage, head)
         if missing:
             text = f"no commit has both what {stage.name} made and what it was made with: {list_some(missing)}"
             yield self._differ("uncommitted", text, step, missing[0], commit)
-
-
-def hash_part(recorded: Mapping[str, str], name: str) -> str | None:
-    """The hash of a file or a folder within a recorded folder; None if it was not there."""
-    if name in recorded:
-        return recorded[name]
-    inside = {path.removeprefix(f"{name}/"): md5 for path, md5 in recorded.items() if path.startswith(f"{name}/")}
-    return hash_folder(inside) if inside else None

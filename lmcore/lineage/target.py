@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lmcore.errors import ParameterError, suggest
 from lmcore.lineage.dvc_files import list_places
-from lmcore.lineage.history import Commit, History
+from lmcore.lineage.history import Commit, find_commit
 from lmcore.lineage.lock import LOCK, Pipeline
 from lmcore.tracking.store import StoredRun, find_run, read_runs
 
@@ -31,46 +31,41 @@ class Target:
     commit: Commit | None = None
 
 
-def find_target(name: str, root: Path, pipeline: Pipeline | None, history: History) -> Target:
-    """What `name` stands for; a path begins at the current folder or at the root. `pipeline`: where there is one.
+def find_target(name: str, root: Path, pipeline: Pipeline) -> Target:
+    """What `name` stands for; a path begins at the current folder or at the root.
 
     Raises ParameterError for a name that nothing has, or a path that no stage made.
     """
+    if not name.startswith(MLFLOW):
+        whole, _, part = name.rpartition(":")
+        for asked, behind in ((name, None), (whole, part)):
+            if asked and (target := _find_path(asked, behind, root, pipeline)) is not None:
+                return target
+        if RUN_KEY.fullmatch(name) and (root / "runs" / name).is_dir():
+            return Target("run", key=name)
+        if (commit := find_commit(root, name)) is not None:
+            return Target("revision", commit=commit)
+    if (tracked := find_run(name.removeprefix(MLFLOW), read_runs())) is not None:
+        return Target("run", key=tracked.run_key or None, tracked=tracked)
     if name.startswith(MLFLOW):
-        tracked = find_run(name.removeprefix(MLFLOW), read_runs())
-        if tracked is None:
-            raise ParameterError(
-                f"{name}: MLflow has no run of this id or name (`lmcore compare mlflow:lmcore` lists them)"
-            )
-        return Target("run", key=tracked.run_key or None, tracked=tracked)
-    whole, _, part = name.rpartition(":")
-    for asked, behind in ((name, None), (whole, part)):
-        if asked and (target := _find_path(asked, behind, root, pipeline)) is not None:
-            return target
-    if RUN_KEY.fullmatch(name) and (root / "runs" / name).is_dir():
-        return Target("run", key=name)
-    if (commit := history.find_commit(name)) is not None:
-        return Target("revision", commit=commit)
-    tracked = find_run(name, read_runs())
-    if tracked is not None:
-        return Target("run", key=tracked.run_key or None, tracked=tracked)
-    hint = suggest(name, () if pipeline is None else pipeline.outputs)
+        raise ParameterError(
+            f"{name}: MLflow has no run of this id or name (`lmcore compare mlflow:lmcore` lists them)"
+        )
     raise ParameterError(
-        f"{name}:{hint} no file, run, experiment, commit or MLflow run is called so (`dvc exp list --all`, `ls runs` "
-        f"and `lmcore compare mlflow:lmcore` name some)"
+        f"{name}:{suggest(name, pipeline.outputs)} no file, run, experiment, commit or MLflow run is called so "
+        f"(`dvc exp list --all`, `ls runs` and `lmcore compare mlflow:lmcore` name some)"
     )
 
 
-def _find_path(name: str, part: str | None, root: Path, pipeline: Pipeline | None) -> Target | None:
+def _find_path(name: str, part: str | None, root: Path, pipeline: Pipeline) -> Target | None:
     for path in list_places(name, root):
         place = root / path
         if match := RUN_PATH.fullmatch(path):
             if place.exists():
                 return Target("run", path, key=match[1])
-        elif pipeline is not None:
+        elif place.exists() or path in pipeline.outputs:
             stages = _find_stages(path, pipeline)
-            is_there = place.exists() or path in pipeline.outputs
-            if stages and is_there and (part is None or place.suffix in (".json", ".jsonl")):
+            if stages and (part is None or place.suffix in (".json", ".jsonl")):
                 return Target("artefact", path, part, stages)
     existing = [place for place in (Path.cwd() / name, root / name) if place.exists()]
     if part is not None or not existing:
@@ -86,20 +81,16 @@ def _find_stages(path: str, pipeline: Pipeline) -> tuple[str, ...]:
     return tuple(name for name, stage in stages if any(Path(each.path).is_relative_to(path) for each in stage.outputs))
 
 
-def _judge_stranger(name: str, place: Path, root: Path, pipeline: Pipeline | None) -> Target:
+def _judge_stranger(name: str, place: Path, root: Path, pipeline: Pipeline) -> Target:
     """A copy of a model from elsewhere. Raises ParameterError for what is neither that nor the pipeline's."""
     folder = place if place.is_dir() else place.parent
     if any((folder / file).exists() for file in ("lineage.json", "config.json")):
         return Target("copy", str(place))
-    if pipeline is None:
+    if not (root / LOCK).exists():
         raise ParameterError(f"{name}: there is no {LOCK}, which records what made what: run dvc repro")
     paths = list_places(name, root)
-    users = [
-        stage
-        for stage in pipeline.stages.values()
-        if any(entry.holds(path) for entry in stage.inputs for path in paths)
-    ]
-    if users:
+    stages = pipeline.stages.values()
+    if users := [stage for stage in stages if any(entry.holds(path) for entry in stage.inputs for path in paths)]:
         made = users[0].outputs[0].path if users[0].outputs else users[0].name
         names = ", ".join(stage.name for stage in users)
         raise ParameterError(f"{name}: no stage made it, and {names} read it: trace what they made, as {made}")

@@ -7,11 +7,12 @@ from typing import Any
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import project_root, read_json, sha256_file
 from lmcore.lineage.dvc_files import Project
-from lmcore.lineage.history import History
-from lmcore.lineage.lock import LOCK, PIPELINE, Pipeline, read_pipeline, read_unrecorded
+from lmcore.lineage.history import find_commit, read_committed
+from lmcore.lineage.lock import LOCK, PIPELINE, Pipeline, read_pipeline
 from lmcore.lineage.provenance import (
     CARD,
     LINEAGE,
+    LINEAGE_TYPES,
     MODEL,
     RAW,
     TOKENIZER_FILE,
@@ -19,7 +20,7 @@ from lmcore.lineage.provenance import (
     compute_key,
     find_changed_origin,
     find_changed_sources,
-    is_lineage,
+    has_types,
     list_origins,
     read_card,
     read_sample,
@@ -31,7 +32,6 @@ from lmcore.lineage.target import Target, find_target
 from lmcore.params import flatten
 from lmcore.tracking.store import find_run, read_runs
 
-NOTHING = Pipeline({}, {}, {})  # where no dvc.lock says what made what
 COPY_AGAIN = "copy the folder anew"
 
 
@@ -41,14 +41,13 @@ def trace(name: str, *, quick: bool = False) -> Trace:
     Raises LmcoreError for a name that nothing has, and where nothing is recorded.
     """
     root = find_root(name)
-    history = History(root)
-    present = read_pipeline(root) if (root / LOCK).exists() else None
-    target = find_target(name, root, present, history)
+    present = read_pipeline(root, unrecorded=not (root / LOCK).exists())
+    target = find_target(name, root, present)
     found = Trace(name, target.kind, quick)
     if target.kind == "copy":
         describe_copy(found, Path(target.path), root)
         return found
-    state, stages = _open_state(found, target, Project(root), history, present or read_unrecorded(root))
+    state, stages = _open_state(found, target, Project(root), present)
     found.commit = state.commit
     _walk(found, state, stages)
     made = {step.stage for step in found.steps}
@@ -66,29 +65,24 @@ def trace(name: str, *, quick: bool = False) -> Trace:
 
 def find_root(name: str) -> Path:
     """The project that the path `name` lies in, or else the current one."""
-    for place in (Path(name).absolute(), Path(name.rpartition(":")[0]).absolute()):
-        if place.exists():
-            for folder in (place, *place.parents):
-                if (folder / PIPELINE).exists():
-                    return folder
-    return project_root()
+    places = (Path(name).absolute(), Path(name.rpartition(":")[0]).absolute())
+    folders = (folder for place in places if place.exists() for folder in (place, *place.parents))
+    return next((folder for folder in folders if (folder / PIPELINE).exists()), None) or project_root()
 
 
-def _open_state(
-    found: Trace, target: Target, project: Project, history: History, present: Pipeline
-) -> tuple[State, tuple[str, ...]]:
+def _open_state(found: Trace, target: Target, project: Project, present: Pipeline) -> tuple[State, tuple[str, ...]]:
     """The state of the project that the target belongs to, and the stages to begin from; none if that is not known."""
     pipeline, commit, stages = present, target.commit, target.stages
     if commit is not None:
-        pipeline = history.read_pipeline(commit)
+        pipeline = read_committed(project.root, commit)
         stages = tuple(pipeline.stages)
-    elif target.kind == "run" and target.key is None:
-        found.notes.append("this run has no key of lmcore's: another program made it, and nothing leads further back")
-    elif target.kind == "run" and target.key is not None:
-        origin = find_state(found, target.key, target.tracked, project, history, present)
-        pipeline, commit = origin or (NOTHING, None)
+    elif target.key is not None:
+        origin = find_state(found, target.key, target.tracked, project, present)
+        pipeline, commit = origin or (Pipeline({}, {}, {}), None)
         stages = ("train",) if origin else ()
-    return State(project, history, pipeline, present, commit, found.quick), stages
+    elif target.kind == "run":
+        found.notes.append("this run has no key of lmcore's: another program made it, and nothing leads further back")
+    return State(project, pipeline, present, commit, found.quick), stages
 
 
 def _walk(found: Trace, state: State, names: tuple[str, ...]) -> None:
@@ -98,7 +92,7 @@ def _walk(found: Trace, state: State, names: tuple[str, ...]) -> None:
         step = state.build_step(stage)
         found.steps.append(step)
         found.mismatches += state.find_mismatches(stage, step)
-    if not state.history.exists:
+    if find_commit(state.project.root, "HEAD") is None:
         found.notes.append("there is no git repository here, or no commit: who recorded what is not known")
         found.mismatches = [mismatch for mismatch in found.mismatches if mismatch.kind != "uncommitted"]
 
@@ -125,9 +119,9 @@ def _compare_records(found: Trace, state: State, records: Records, stages: set[s
     lineage, root = records.model, state.project.root
     if state.commit is None and stages:
         found.mismatches += [mismatch for mismatch in find_changed_sources(root) if mismatch.stage in stages]
-        if lineage is not None:
-            found.mismatches += find_changed_origin(state.pipeline, lineage)
     if lineage is not None:
+        if state.commit is None:
+            found.mismatches += find_changed_origin(state.pipeline, lineage)
         found.run = describe_run(root, lineage["run_key"])
         if found.run["path"]:
             found.mismatches += check_identity(root, lineage["run_key"])
@@ -137,7 +131,7 @@ def describe_records(records: Records, stages: set[str]) -> dict[str, Any]:
     """Corpus, tokenizer, tokens, model and its origins in short, of what there is."""
     told: dict[str, Any] = {}
     if records.corpus is not None and "download" in stages:
-        told["corpus"] = {"sources": records.corpus["sources"], "files": records.corpus["files"]}
+        told["corpus"] = {name: records.corpus[name] for name in ("sources", "files")}
     if records.tokenizer is not None:
         told["tokenizer"] = {"sha256": records.tokenizer}
     if records.tokens is not None:
@@ -148,9 +142,8 @@ def describe_records(records: Records, stages: set[str]) -> dict[str, Any]:
             "tokenized": records.tokens.get("tokenized"),
         }
     if records.model is not None:
-        lineage = records.model
-        told["model"] = {name: value for name, value in lineage.items() if name not in ("params", "init_from")}
-        told["origins"] = list_origins(lineage)
+        told["model"] = {name: value for name, value in records.model.items() if name not in ("params", "init_from")}
+        told["origins"] = list_origins(records.model)
     return told
 
 
@@ -163,8 +156,8 @@ def _describe_artefact(found: Trace, target: Target, state: State, records: Reco
             raise ParameterError(f"{path}:{part}: name a line by its number, as {path}:1")
         if not place.is_file():
             raise ArtifactError(f"{path} is not there: dvc checkout {path}, or dvc repro")
-        stage = state.pipeline.stages[target.stages[0]]
-        found.subject["sample"], mismatches = read_sample(place, int(part), stage.params)
+        params = state.pipeline.stages[target.stages[0]].params
+        found.subject["sample"], mismatches = read_sample(place, int(part), params)
         found.mismatches += mismatches
     elif place.suffix == ".json" and path.startswith("reports/metrics/") and place.is_file():
         values = flatten(read_json(place, "dvc repro"))
@@ -210,7 +203,7 @@ def describe_copy(found: Trace, place: Path, root: Path) -> None:
     """
     folder = place if place.is_dir() else place.parent
     found.subject["path"] = str(place)
-    key: str | None = None
+    key = None
     if (folder / LINEAGE).exists():
         key = _read_lineage(found, folder)
     elif (folder / CARD).exists() and (card := read_card(folder / CARD)):
@@ -222,8 +215,7 @@ def describe_copy(found: Trace, place: Path, root: Path) -> None:
     if not key:
         return
     found.run = {"key": key, "path": None}
-    here = root / MODEL / LINEAGE
-    if (root / LOCK).exists() and here.is_file() and read_key(here) == key:
+    if (root / LOCK).exists() and read_key(root / MODEL / LINEAGE) == key:
         found.notes.append(f"{MODEL} of this project is of the same run: lmcore trace {MODEL} goes on from there")
     elif (root / "runs" / key).is_dir():
         found.notes.append(f"this project has its run: lmcore trace {key} goes on from there")
@@ -232,7 +224,7 @@ def describe_copy(found: Trace, place: Path, root: Path) -> None:
 def _read_lineage(found: Trace, folder: Path) -> str:
     """Enter what a lineage.json says, and where it contradicts itself or its tokenizer; return the key of the run."""
     lineage = read_json(folder / LINEAGE, COPY_AGAIN)
-    if not is_lineage(lineage):
+    if not has_types(lineage, LINEAGE_TYPES):
         raise ArtifactError(f"{folder / LINEAGE} does not say what made a model: {COPY_AGAIN}")
     key = str(lineage["run_key"])
     model = {name: value for name, value in lineage.items() if name != "init_from"}

@@ -2,24 +2,20 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import project_root
 from lmcore.lineage.dvc_files import Content, Project, list_places
-from lmcore.lineage.history import History
 from lmcore.lineage.integrity import Fault, check_checkpoint, check_manifest, check_weights
-from lmcore.lineage.lock import LOCK, PIPELINE, TORN, Entry, Pipeline, read_pipeline, read_unrecorded
+from lmcore.lineage.lock import LOCK, PIPELINE, TORN, Entry, Pipeline, read_pipeline
 from lmcore.lineage.provenance import MANIFEST, Records
 from lmcore.lineage.remedy import Mismatch, make_again, restore, show_object
 from lmcore.lineage.runs import check_identity
 
 OK, MISSING, DAMAGED, UNRECORDED = "ok", "missing", "damaged", "unrecorded"
-CHECKPOINTS = "checkpoints/step-*.safetensors"  # in runs/KEY
-Restore = Callable[[str, Entry], str]  # the command that brings the output of a stage back
 
 
 @dataclass(frozen=True)
@@ -71,95 +67,80 @@ def verify(paths: Sequence[str] = (), *, cache: bool = False) -> Verification:
     outputs = {path: found for path, found in outputs.items() if path in chosen}
     runs = [run for run in runs if f"runs/{run.name}" in chosen]
     project.read(outputs, "verify")
-    checkpoints = project.read_all([path for run in runs for path in run.glob(CHECKPOINTS)], "verify the checkpoints")
-    bring_back = partial(restore, project, History(root), pipeline)
-    artefacts += [_verify_output(path, entry, stage, project, bring_back) for path, (stage, entry) in outputs.items()]
+    files = [path for run in runs for path in run.glob("checkpoints/step-*.safetensors")]
+    checkpoints = project.read_all(files, "verify the checkpoints")
+    artefacts += [_verify_output(path, entry, stage, project, pipeline) for path, (stage, entry) in outputs.items()]
     artefacts += [_verify_run(run, checkpoints) for run in runs]
     if cache:
         artefacts.append(_verify_cache(project, outputs, artefacts))
+    sound = {artefact.path for artefact in artefacts if artefact.state in (OK, UNRECORDED)}.intersection(outputs)
+
+    def find(path: str, name: str) -> Path | None:  # what is damaged explains itself
+        place = project.root / path / name
+        return place if path in sound and place.is_file() else None
+
     return Verification(
         artefacts,
-        _find_contradictions(project, pipeline, outputs, artefacts),
+        list(Records(project, find).find_contradictions(pipeline)),
         sum(artefact.files for artefact in artefacts),
         project.bytes_read,
         time.monotonic() - started,
     )
 
 
-def _find_contradictions(
-    project: Project, pipeline: Pipeline, outputs: Iterable[str], artefacts: Iterable[Artefact]
-) -> list[Mismatch]:
-    """Where what was written says another thing than what was written elsewhere; what is damaged explains itself."""
-    sound = {artefact.path for artefact in artefacts if artefact.state in (OK, UNRECORDED)}.intersection(outputs)
-
-    def find(path: str, name: str) -> Path | None:
-        place = project.root / path / name
-        return place if path in sound and place.is_file() else None
-
-    return list(Records(project, find).find_contradictions(pipeline))
-
-
 def _read_lock(root: Path) -> tuple[Pipeline, list[Artefact]]:
     """The pipeline; where dvc.lock is missing or torn, without what it records, and that is an artefact of its own."""
+    path = root / LOCK
     try:
-        return read_pipeline(root), []
+        if path.exists():
+            return read_pipeline(root), []
+        remedy = "git checkout dvc.lock, or dvc repro where nothing was made yet"
+        artefact = Artefact(LOCK, None, MISSING, 0, 0, remedy=remedy)
     except ArtifactError:
-        exists = (root / LOCK).exists()
-        pipeline = read_unrecorded(root)
-        if not exists:
-            remedy = "git checkout dvc.lock, or dvc repro where nothing was made yet"
-            return pipeline, [Artefact(LOCK, None, MISSING, 0, 0, remedy=remedy)]
         fault = Fault(".", "is cut off, or was edited: DVC will not start")
-        return pipeline, [Artefact(LOCK, None, DAMAGED, 1, (root / LOCK).stat().st_size, (fault,), TORN)]
+        artefact = Artefact(LOCK, None, DAMAGED, 1, path.stat().st_size, (fault,), TORN)
+    return read_pipeline(root, unrecorded=True), [artefact]
 
 
 def _list_outputs(pipeline: Pipeline) -> dict[str, tuple[str, Entry | None]]:
     """What stages make, in the pipeline's order, each with its stage and as it was recorded; None for what was not."""
-    outputs: dict[str, tuple[str, Entry | None]] = {}
-    for name in dict.fromkeys([*pipeline.described, *pipeline.stages]):
-        if name in pipeline.described:
-            outputs |= dict.fromkeys(pipeline.described[name].outputs, (name, None))
-        if name in pipeline.stages:
-            outputs |= {entry.path: (name, entry) for entry in pipeline.stages[name].outputs}
-    return outputs
+    described = {path: (name, None) for name, stage in pipeline.described.items() for path in stage.outputs}
+    recorded = {entry.path: (name, entry) for name, stage in pipeline.stages.items() for entry in stage.outputs}
+    return {**described, **recorded}
 
 
-def _choose(paths: Sequence[str], root: Path, known: Iterable[str]) -> list[str]:
+def _choose(paths: Sequence[str], root: Path, known: Sequence[str]) -> set[str]:
     """Those of `known` that lie at, below or above one of `paths`; all without any. Raises ParameterError."""
-    if not paths:
-        return list(known)
-    chosen: dict[str, None] = {}
-    known = list(known)
+    chosen = set() if paths else set(known)
     for asked in paths:
         names = [Path(name) for name in list_places(asked, root)]
-        found = [
+        found = {
             path for path in known for name in names if Path(path).is_relative_to(name) or name.is_relative_to(path)
-        ]
+        }
         if not found:
             raise ParameterError(f"{asked}: nothing is recorded of it; there are {', '.join(known)}")
-        chosen |= dict.fromkeys(found)
-    return [path for path in known if path in chosen]
+        chosen |= found
+    return chosen
 
 
-def _verify_output(path: str, entry: Entry | None, stage: str, project: Project, bring_back: Restore) -> Artefact:
+def _verify_output(path: str, entry: Entry | None, stage: str, project: Project, pipeline: Pipeline) -> Artefact:
     """One output beside what dvc.lock and its own manifest say."""
     contents = project.contents(path)
     files, size = len(contents), sum(content.bytes for content in contents.values())
     place = project.root / path
     if not contents and not place.is_dir():
-        remedy = f"dvc repro {stage}" if entry is None else bring_back(stage, entry)
+        remedy = restore(project, pipeline, stage, entry) if entry else f"dvc repro {stage}"
         return Artefact(path, stage, MISSING, 0, 0, remedy=remedy)
     faults = [Fault(name, content.error) for name, content in contents.items() if content.error]
     if entry is not None and project.hash(path) != entry.md5:
         faults += _compare(entry, contents, project)
-    differs = bool(faults)
+    remedy = restore(project, pipeline, stage, entry) if entry and faults else make_again(stage)
     faulty = {fault.file for fault in faults}  # one word on a file is enough
     promises = (*check_manifest(path, place, contents), *check_weights(place, contents))
     faults += [fault for fault in promises if fault.file not in faulty]
     if not faults:
-        state = OK if entry is not None or (place / MANIFEST).exists() else UNRECORDED
+        state = OK if entry or (place / MANIFEST).exists() else UNRECORDED
         return Artefact(path, stage, state, files, size)
-    remedy = bring_back(stage, entry) if entry is not None and differs else make_again(stage)
     return Artefact(path, stage, DAMAGED, files, size, tuple(faults), remedy)
 
 
@@ -171,17 +152,14 @@ def _compare(entry: Entry, contents: Mapping[str, Content], project: Project) ->
         yield Fault(".", text)
         return
     for name in sorted(recorded.keys() | contents.keys()):
-        found = contents.get(name)
-        if found is not None and found.error:
-            continue
+        found, md5 = contents.get(name), recorded.get(name, "")
         if found is None:
-            yield Fault(name, f"is gone{_tell_cached(recorded[name], None, project)}")
-        elif name not in recorded:
+            yield Fault(name, f"is gone{_tell_cached(md5, None, project)}")
+        elif not md5 and not found.error:
             yield Fault(name, f"is there beside what {LOCK} records")
-        elif found.md5 != recorded[name]:
-            place = project.root / entry.path / name
-            told = f"differs: MD5 {found.md5[:8]}, {LOCK} has {recorded[name][:8]}"
-            yield Fault(name, f"{told}{_tell_cached(recorded[name], place, project)}")
+        elif found.md5 != md5 and not found.error:
+            told = f"differs: MD5 {found.md5[:8]}, {LOCK} has {md5[:8]}"
+            yield Fault(name, told + _tell_cached(md5, project.root / entry.path / name, project))
 
 
 def _tell_cached(md5: str, place: Path | None, project: Project) -> str:

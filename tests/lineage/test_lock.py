@@ -7,10 +7,9 @@ import pytest
 from projects import dvc
 
 from lmcore.errors import ArtifactError, ParameterError
-from lmcore.lineage.dvc_files import Project, list_places, read_content
+from lmcore.lineage.dvc_files import Project, hash_part, list_places, read_content
 from lmcore.lineage.history import cut_stage
 from lmcore.lineage.lock import Pipeline, parse_pipeline
-from lmcore.lineage.steps import hash_part
 
 LOCK = b"""\
 schema: '2.0'
