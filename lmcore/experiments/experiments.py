@@ -2,17 +2,15 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from lmcore.errors import ArtifactError, DataError, ParameterError, nearest
-from lmcore.experiments.queue import run_git
+from lmcore.experiments.queue import run_dvc, run_git
 from lmcore.params import flatten
-from lmcore.tracking.store import SYSTEM_PREFIX, StoredRun, read_runs
+from lmcore.tracking.store import SYSTEM_PREFIX, StoredRun, match_runs, read_runs
 
 WORKSPACE = "workspace"
 REFERENCE = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")  # its commit in two parts, its name
@@ -118,12 +116,11 @@ def read_file(name: str, code: str, path: str, root: Path) -> str:
 
 def _show(commits: Sequence[str], root: Path) -> list[dict[str, Any]]:
     """`dvc exp show`, whose JSON is what DVC promises to other programs."""
-    command = [sys.executable, "-m", "dvc", "exp", "show", "--json", *(f"--rev={commit}" for commit in commits)]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if result.returncode:
-        complaint = next((line for line in result.stderr.splitlines() if line.startswith("ERROR")), result.stderr)
-        raise ArtifactError(f"DVC cannot show the experiments of {root} ({complaint.strip()})")
-    states: list[dict[str, Any]] = json.loads(result.stdout)
+    try:
+        output = run_dvc(root, "exp", "show", "--json", *(f"--rev={commit}" for commit in commits))
+    except ArtifactError as error:
+        raise ArtifactError(f"DVC cannot show the experiments of {root} ({error})") from None
+    states: list[dict[str, Any]] = json.loads(output)
     return states
 
 
@@ -166,19 +163,11 @@ def find_experiments(names: Sequence[str], root: Path) -> list[Experiment]:
             found[name] = by_name[name]
             continue
         runs = read_runs() if runs is None else runs
-        matches = _match_runs(name.removeprefix(MLFLOW), runs)
+        matches = match_runs(name.removeprefix(MLFLOW), runs, "run_id", "name", "experiment")
         if not matches:
             raise ParameterError(_explain_unknown(name, by_name, runs))
         found |= {run.run_id: _from_mlflow(run) for run in matches}
     return list(found.values())
-
-
-def _match_runs(name: str, runs: Sequence[StoredRun]) -> list[StoredRun]:
-    """Those with this id, else this name, else of this experiment."""
-    for kind in ("run_id", "name", "experiment"):
-        if matches := [run for run in runs if getattr(run, kind) == name]:
-            return matches
-    return []
 
 
 def _explain_unknown(name: str, stored: Mapping[str, Experiment], runs: Sequence[StoredRun]) -> str:
@@ -190,7 +179,9 @@ def _explain_unknown(name: str, stored: Mapping[str, Experiment], runs: Sequence
 
 
 def _from_mlflow(run: StoredRun) -> Experiment:
-    measured = {name: value for name, value in run.metrics.items() if not name.startswith(SYSTEM_PREFIX)}
-    # Training logs its own metrics without a stage's name.
-    metrics = {name if "." in name else f"train.{name}": value for name, value in measured.items()}
+    metrics = {
+        name if "." in name else f"train.{name}": value  # training logs its own without a stage's name
+        for name, value in run.metrics.items()
+        if not name.startswith(SYSTEM_PREFIX)
+    }
     return Experiment.describe(run.name, run.code, run.status, run.params, metrics)

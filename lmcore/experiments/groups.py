@@ -9,7 +9,7 @@ from lmcore.experiments.significance import Difference, Sample, adjust_p_values,
 
 # Of the initial weights and the order of the text. With another sample.seed the model is the same.
 SEEDS = ("train.seed", "seed")
-ABSENT = ""  # the value of a parameter that is not set
+COMMIT = "commit"  # taken for a parameter where the groups are of several
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Group:
         return self.members[0].name
 
     def param(self, name: str) -> str:
-        """The value of a parameter that all members share."""
-        return self.members[0].params.get(name, ABSENT)
+        """The value that all members share of a parameter, or of COMMIT; empty where it is not set."""
+        return self.members[0].code[:9] if name == COMMIT else self.members[0].params.get(name, "")
 
     def sample(self, metric: str) -> Sample | None:
         """What its members have of a metric, as far as it is a number; None if none has it."""
@@ -81,9 +81,3 @@ def is_count(groups: Iterable[Group], metric: str) -> bool:
         if (sample := group.sample(metric))
         for value in map(float, sample.values)
     )
-
-
-def list_metrics(experiments: Iterable[Experiment]) -> list[str]:
-    """The metrics that any of them has, in alphabetical order."""
-    metrics: dict[str, None] = dict.fromkeys(name for experiment in experiments for name in experiment.metrics)
-    return sorted(metrics)

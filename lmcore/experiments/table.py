@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from lmcore.experiments.compare import Comparison, Measured
-from lmcore.experiments.groups import Group
+from lmcore.experiments.compare import Comparison
 from lmcore.experiments.significance import Difference, Sample
 
 Format = Literal["text", "markdown", "csv"]
@@ -36,28 +35,25 @@ def render(comparison: Comparison, form: Format) -> Iterator[str]:
 def _tabulate(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The heads of the columns and the rows, as people read them."""
     head = [*comparison.params, "experiments", "n"]
-    for metric in comparison.metrics:
-        head += [metric.name] if metric.differences is None else [metric.name, "difference (95 %)", "p"]
+    for metric, differences in comparison.metrics.items():
+        head += [metric] if differences is None else [metric, "difference (95 %)", "p"]
     rows = []
     for place, group in enumerate(comparison.groups):
         others = len(group.members) - 1
         name = group.name + (f" +{others}" if others else "")
-        params = [comparison.param(group, param) or NOTHING for param in comparison.params]
-        cells = [
-            cell
-            for metric in comparison.metrics
-            for cell in _describe(comparison, metric, group, None if metric.differences is None else place)
-        ]
+        params = [group.param(param) or NOTHING for param in comparison.params]
+        cells = [cell for metric in comparison.metrics for cell in _describe(comparison, metric, place)]
         rows.append([*params, name, str(len(group.members)), *cells])
     return head, rows
 
 
-def _describe(comparison: Comparison, metric: Measured, group: Group, place: int | None) -> list[str]:
+def _describe(comparison: Comparison, metric: str, place: int) -> list[str]:
     """The cells of one metric in one row."""
-    sample = group.sample(metric.name)
-    if metric.differences is None or place is None:
+    group, differences = comparison.groups[place], comparison.metrics[metric]
+    sample = group.sample(metric)
+    if differences is None:
         return [NOTHING if sample is None else _show_count(sample)]
-    decimals = _choose_decimals([s for g in comparison.groups if (s := g.sample(metric.name))])
+    decimals = _choose_decimals([s for g in comparison.groups if (s := g.sample(metric))])
     mean = NOTHING if sample is None else f"{sample.mean:.{decimals}f}"
     if sample and sample.deviation is not None:
         mean += f" ± {sample.deviation:.{decimals}f}"
@@ -65,7 +61,7 @@ def _describe(comparison: Comparison, metric: Measured, group: Group, place: int
         mean += f" (n = {len(sample.values)})"
     if group is comparison.baseline:
         return [mean, "baseline", ""]
-    return [mean, *_show_difference(metric.differences[place], decimals)]
+    return [mean, *_show_difference(differences[place], decimals)]
 
 
 def _show_difference(difference: Difference | None, decimals: int) -> list[str]:
@@ -100,15 +96,15 @@ def _render_csv(comparison: Comparison) -> Iterator[str]:
     """A row for each group with numbers as they are; what does not exist is empty."""
     fields = ("mean", "sd", "n", "difference", "low", "high", "p")
     head = [*comparison.params, "experiments", "n"]
-    head += [f"{metric.name}.{name}" for metric in comparison.metrics for name in fields]
-    rows: list[list[object]] = [[*head]]
+    head += [f"{metric}.{name}" for metric in comparison.metrics for name in fields]
+    rows: list[Sequence[object]] = [head]
     for place, group in enumerate(comparison.groups):
         names = " ".join(member.name for member in group.members)
-        row: list[object] = [comparison.param(group, param) for param in comparison.params]
+        row: list[object] = [group.param(param) for param in comparison.params]
         row += [names, len(group.members)]
-        for metric in comparison.metrics:
-            sample = group.sample(metric.name)
-            difference = metric.differences[place] if metric.differences else None
+        for metric, differences in comparison.metrics.items():
+            sample = group.sample(metric)
+            difference = differences[place] if differences else None
             row += [sample.mean, sample.deviation, len(sample.values)] if sample else [None, None, 0]
             interval = difference.interval if difference and difference.interval else (None, None)
             row += [difference.value, *interval, difference.p_value] if difference else [None] * 4

@@ -12,27 +12,21 @@ Prompt = str | list[int]
 
 def _read_prompts(value: Any) -> list[Prompt]:
     """A text, a list of texts, a list of ids, or a list of such lists, as a list of prompts."""
-    if value is None:
-        value = ""
     match value:
-        case str():
-            prompts: list[Prompt] = [value]
-        case [int(), *_]:
+        case None:
+            prompts: list[Prompt] = [""]
+        case str() | [int(), *_]:
             prompts = [value]
         case [str() | list(), *_]:
             prompts = value
         case _:
             prompts = []
-    kind = type(prompts[0]) if prompts else None
-    for prompt in prompts:
-        is_ids = isinstance(prompt, list) and all(type(token) is int for token in prompt)
-        if type(prompt) is not kind or not (isinstance(prompt, str) or is_ids):
-            prompts = []
-            break
-        if isinstance(prompt, str) and not _is_unicode(prompt):
-            raise ValueError("is not valid Unicode (half of a surrogate pair)")
-    if not prompts:
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    ids = [prompt for prompt in prompts if isinstance(prompt, list) and all(type(token) is int for token in prompt)]
+    if not prompts or prompts not in (texts, ids):
         raise ValueError("must be a text, a list of texts, a list of token ids, or a list of such lists")
+    if not all(map(_is_unicode, texts)):
+        raise ValueError("is not valid Unicode (half of a surrogate pair)")
     return prompts
 
 

@@ -9,14 +9,13 @@ from lmcore.errors import ParameterError
 from lmcore.params import Section
 
 BackendName = Literal["mlflow", "wandb", "tensorboard"]
-DEFAULT_BACKENDS: tuple[BackendName, ...] = ("mlflow",)
 
 
 class TrackingParams(Section):
     """Where a training's metrics go beside runs/KEY, which keeps all of them. No stage depends on it."""
 
     backends: Annotated[list[BackendName], BeforeValidator(lambda value: [] if value is None else value)] = Field(
-        default_factory=lambda: list(DEFAULT_BACKENDS)
+        default=["mlflow"]
     )
     experiment: str = Field(default="lmcore", min_length=1)
     system_metrics_seconds: float | None = Field(default=10.0, ge=1.0)

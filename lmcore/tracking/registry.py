@@ -72,13 +72,12 @@ def find_origin(folder: Path, runs: Sequence[StoredRun]) -> StoredRun:
 def find_model(client: "MlflowClient", run: StoredRun) -> "LoggedModel":
     """The finished model of a run. Raises ArtifactError while there is none."""
     experiment = client.get_run(run.run_id).info.experiment_id
-    models = search_models(client, experiment, run.run_id)
-    found = [model for model in models if model.name == FINAL and model.status == "READY"]
-    if not found:
-        raise ArtifactError(
-            f"run {run.name} ({run.run_id}, {run.status}) has no model: only a training that has come to its end has"
-        )
-    return found[0]
+    for model in search_models(client, experiment, run.run_id):
+        if model.name == FINAL and model.status == "READY":
+            return model
+    raise ArtifactError(
+        f"run {run.name} ({run.run_id}, {run.status}) has no model: only a training that has come to its end has"
+    )
 
 
 def create_version(client: "MlflowClient", name: str, model: "LoggedModel", run_id: str) -> "ModelVersion":
