@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -129,16 +129,13 @@ def _describe(state: Mapping[str, Any], name: str | None, code: str, status: str
     data = state["data"] or {}
     if status is None:
         status = "success" if state["error"] is None else "failed"
-    params = {key: value for _, values in _read_files(data, "params") for key, value in flatten(values).items()}
-    metrics = flatten({PurePosixPath(path).stem: values for path, values in _read_files(data, "metrics")})
-    return Experiment.describe(name or state["rev"][:7], code, status, params, metrics)
-
-
-def _read_files(data: Mapping[str, Any], kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The parameter or metrics files that could be read, by their paths."""
-    for path, content in (data.get(kind) or {}).items():
-        if isinstance(content.get("data"), dict):
-            yield path, content["data"]
+    params, metrics = (
+        {path: file["data"] for path, file in (data.get(kind) or {}).items() if isinstance(file.get("data"), dict)}
+        for kind in ("params", "metrics")
+    )
+    dotted = {key: value for values in params.values() for key, value in flatten(values).items()}
+    measured = flatten({PurePosixPath(path).stem: values for path, values in metrics.items()})
+    return Experiment.describe(name or state["rev"][:7], code, status, dotted, measured)
 
 
 def find_experiments(names: Sequence[str], root: Path) -> list[Experiment]:

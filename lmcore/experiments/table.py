@@ -52,7 +52,9 @@ def _describe(comparison: Comparison, metric: str, place: int) -> list[str]:
     group, differences = comparison.groups[place], comparison.metrics[metric]
     sample = group.sample(metric)
     if differences is None:
-        return [NOTHING if sample is None else _show_count(sample)]
+        if sample is None:
+            return [NOTHING]
+        return [f"{sample.mean:,.0f}" if len(set(sample.values)) == 1 else f"{sample.mean:,.1f}"]
     decimals = _choose_decimals([s for g in comparison.groups if (s := g.sample(metric))])
     mean = NOTHING if sample is None else f"{sample.mean:.{decimals}f}"
     if sample and sample.deviation is not None:
@@ -76,11 +78,6 @@ def _show_difference(difference: Difference | None, decimals: int) -> list[str]:
         f"{shown} ({low:+.{decimals}f} to {high:+.{decimals}f})",
         p_value + (" *" if difference.p_value < SIGNIFICANT else ""),
     ]
-
-
-def _show_count(sample: Sample) -> str:
-    """20,480, or the mean of several counts."""
-    return f"{sample.mean:,.0f}" if len(set(sample.values)) == 1 else f"{sample.mean:,.1f}"
 
 
 def _choose_decimals(samples: Sequence[Sample]) -> int:

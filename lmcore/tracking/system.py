@@ -97,20 +97,17 @@ def open_cards() -> list[Measure]:
         nvml.nvmlInit()
     except nvml.NVMLError:  # no such driver: a machine without NVIDIA's cards
         return []
-    queries: dict[str, Callable[[Any], float]] = {
-        "memory_usage_megabytes": lambda card: nvml.nvmlDeviceGetMemoryInfo(card).used / 1e6,
-        "memory_usage_percentage": lambda card: (
-            100 * float((memory := nvml.nvmlDeviceGetMemoryInfo(card)).used / memory.total)
-        ),
-        "utilization_percentage": lambda card: nvml.nvmlDeviceGetUtilizationRates(card).gpu,
-        "power_usage_watts": lambda card: nvml.nvmlDeviceGetPowerUsage(card) / 1000,
-    }
 
     def measure(index: int) -> dict[str, float]:
         card, values = nvml.nvmlDeviceGetHandleByIndex(index), {}
-        for name, query in queries.items():
-            with suppress(nvml.NVMLError):  # a part of a divided card tells only some of it
-                values[f"gpu_{index}_{name}"] = round(query(card), 1)
-        return values
+        with suppress(nvml.NVMLError):  # a part of a divided card tells only some of it
+            memory = nvml.nvmlDeviceGetMemoryInfo(card)
+            values["memory_usage_megabytes"] = memory.used / 1e6
+            values["memory_usage_percentage"] = 100 * (memory.used / memory.total)
+        with suppress(nvml.NVMLError):
+            values["utilization_percentage"] = nvml.nvmlDeviceGetUtilizationRates(card).gpu
+        with suppress(nvml.NVMLError):
+            values["power_usage_watts"] = nvml.nvmlDeviceGetPowerUsage(card) / 1000
+        return {f"gpu_{index}_{name}": round(value, 1) for name, value in values.items()}
 
     return [partial(measure, index) for index in range(nvml.nvmlDeviceGetCount())]
