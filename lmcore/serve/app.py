@@ -17,7 +17,7 @@ from lmcore.serve.api_errors import ApiError, explain_validation
 from lmcore.serve.engine import Engine, Item, Submission
 from lmcore.serve.metrics import Metrics
 from lmcore.serve.middleware import CLIENT_CLOSED, RequestFilter
-from lmcore.serve.openai_schema import CompletionRequest, StreamOptions
+from lmcore.serve.openai_schema import CompletionRequest
 from lmcore.serve.params import ServerParams
 from lmcore.serve.parse_request import build_requests, check_logprobs, check_request, read_prompt, require_model
 from lmcore.serve.responses import ResponseWriter, frame_event
@@ -29,7 +29,6 @@ PAGE_HEADERS = {
     "Content-Security-Policy": "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
-KNOWN_FIELDS = {"": [*CompletionRequest.model_fields], "stream_options": [*StreamOptions.model_fields]}
 NO_CHAT = "this server has a base model, which continues a text and knows no turns: use /v1/completions"
 
 
@@ -59,7 +58,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def explain(_: Request, error: RequestValidationError) -> JSONResponse:
-        return explain_validation(error.errors(), KNOWN_FIELDS).respond()
+        return explain_validation(error.errors()).respond()
 
     @app.exception_handler(HTTPException)
     async def reshape(request: Request, error: HTTPException) -> JSONResponse:

@@ -53,22 +53,17 @@ def read_api_key(file: Path | None) -> str | None:
 def bind(host: str, port: int) -> socket.socket:
     """Return a listening socket; clients that connect wait until they are served. Raises ParameterError."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is no host name"
         raise ParameterError(f"--host {host}: {reason}") from None
-    family, kind, protocol, _, address = found[0]
-    bound = socket.socket(family, kind, protocol)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen(BACKLOG)  # so that no other process takes it while the model is loaded
+    try:  # it listens from here on, so that no other process takes the port while the model is loaded
+        return socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=family is socket.AF_INET6)
     except OSError as error:
-        bound.close()
+        reason = os.strerror(error.errno or 0)  # without create_server's addition
         raise ParameterError(
-            f"--host {host} --port {port}: {error.strerror}: choose another --port (0 takes a free one)"
+            f"--host {host} --port {port}: {reason}: choose another --port (0 takes a free one)"
         ) from None
-    return bound
 
 
 def locate(bound: socket.socket) -> str:
