@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from lmcore.errors import DataError, ParameterError, list_some, suggest
 from lmcore.experiments.experiments import MAKE_SOME, Experiment, find_experiments
@@ -120,7 +121,7 @@ def _sort_groups(groups: Iterable[Group], sort: str, params: Sequence[str], metr
     def value(group: Group) -> float | str | None:
         if name not in metrics:
             return group.param(name)
-        return None if (sample := group.sample(name)) is None else sample.mean
+        return fmean(sample) if (sample := group.sample(name)) else None
 
     ranked = sorted(groups, key=lambda group: rank(value(group)), reverse=sort.startswith("-"))
     return sorted(ranked, key=lambda group: value(group) is None)

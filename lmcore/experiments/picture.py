@@ -96,9 +96,8 @@ def _gather(comparison: Comparison, metric: str, axis: str, parting: str | None)
     series: dict[str, dict[float | str, Sequence[float]]] = {}
     for group in groups:
         value = group.param(axis)
-        sample = group.sample(metric)
         points = series.setdefault(_describe(group, parting) if parting else "", {})
-        points[(value or NOT_SET) if is_word else float(value)] = sample.values if sample else ()
+        points[(value or NOT_SET) if is_word else float(value)] = group.sample(metric)
     return [Series(label, points) for label, points in series.items()]
 
 

@@ -4,10 +4,11 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import Literal
 
 from lmcore.experiments.compare import Comparison
-from lmcore.experiments.significance import Difference, Sample
+from lmcore.experiments.significance import Difference, measure_deviation
 
 Format = Literal["text", "markdown", "csv"]
 SIGNIFICANT = 0.05
@@ -52,15 +53,14 @@ def _describe(comparison: Comparison, metric: str, place: int) -> list[str]:
     group, differences = comparison.groups[place], comparison.metrics[metric]
     sample = group.sample(metric)
     if differences is None:
-        if sample is None:
-            return [NOTHING]
-        return [f"{sample.mean:,.0f}" if len(set(sample.values)) == 1 else f"{sample.mean:,.1f}"]
-    decimals = _choose_decimals([s for g in comparison.groups if (s := g.sample(metric))])
-    mean = NOTHING if sample is None else f"{sample.mean:.{decimals}f}"
-    if sample and sample.deviation is not None:
-        mean += f" ± {sample.deviation:.{decimals}f}"
-    if sample and len(sample.values) < len(group.members):
-        mean += f" (n = {len(sample.values)})"
+        decimals = 0 if len(set(sample)) == 1 else 1  # of equal counts, else of their mean
+        return [f"{fmean(sample):,.{decimals}f}" if sample else NOTHING]
+    decimals = _choose_decimals([other.sample(metric) for other in comparison.groups])
+    mean = f"{fmean(sample):.{decimals}f}" if sample else NOTHING
+    if (deviation := measure_deviation(sample)) is not None:
+        mean += f" ± {deviation:.{decimals}f}"
+    if 0 < len(sample) < len(group.members):
+        mean += f" (n = {len(sample)})"
     if group is comparison.baseline:
         return [mean, "baseline", ""]
     return [mean, *_show_difference(differences[place], decimals)]
@@ -80,12 +80,11 @@ def _show_difference(difference: Difference | None, decimals: int) -> list[str]:
     ]
 
 
-def _choose_decimals(samples: Sequence[Sample]) -> int:
+def _choose_decimals(samples: Sequence[Sequence[float]]) -> int:
     """So many that the smallest spread has two digits, or, where there is none, the values six."""
-    spreads = [sample.deviation for sample in samples if sample.deviation]
-    if spreads:
+    if spreads := [deviation for sample in samples if (deviation := measure_deviation(sample))]:
         return min(MAX_DECIMALS, max(0, 1 - math.floor(math.log10(min(spreads)))))
-    largest = max((abs(value) for sample in samples for value in sample.values), default=0.0)
+    largest = max((abs(value) for sample in samples for value in sample), default=0.0)
     return min(MAX_DECIMALS, max(0, 5 - math.floor(math.log10(largest)))) if largest else 1
 
 
@@ -102,7 +101,7 @@ def _render_csv(comparison: Comparison) -> Iterator[str]:
         for metric, differences in comparison.metrics.items():
             sample = group.sample(metric)
             difference = differences[place] if differences else None
-            row += [sample.mean, sample.deviation, len(sample.values)] if sample else [None, None, 0]
+            row += [fmean(sample), measure_deviation(sample), len(sample)] if sample else [None, None, 0]
             interval = difference.interval if difference and difference.interval else (None, None)
             row += [difference.value, *interval, difference.p_value] if difference else [None] * 4
         rows.append(row)

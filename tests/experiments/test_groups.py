@@ -7,7 +7,6 @@ import pytest
 from lmcore.experiments.compare import Comparison
 from lmcore.experiments.experiments import Experiment
 from lmcore.experiments.groups import compare_groups, find_differing, group_experiments, is_count
-from lmcore.experiments.significance import Sample
 from lmcore.experiments.table import render
 
 
@@ -59,7 +58,7 @@ def test_what_is_no_finite_number_is_told_and_not_counted() -> None:
     groups = group_experiments(
         [experiment(name, "1", seed, loss=loss) for seed, (name, loss) in enumerate(values.items())]
     )
-    assert groups[0].sample("loss") == Sample((1.5, 2.0))
+    assert groups[0].sample("loss") == (1.5, 2.0)
     comparison = Comparison(groups, groups[0], [], {"loss": compare_groups(groups, groups[0], "loss")}, [])
     assert "loss is no finite number in y, w: not counted there" in list(comparison.notes)
     for form in ("text", "markdown", "csv"):
