@@ -117,7 +117,8 @@ class MlflowBackend(Backend):
     def _log(self, kind: str, items: Sequence[Any], size: int) -> None:
         """Send `metrics`, `params` or `tags`, `size` in a call."""
         for start in range(0, len(items), size):
-            self.client.log_batch(self.run_id, **{kind: items[start : start + size]})
+            batch: dict[str, Any] = {kind: items[start : start + size]}
+            self.client.log_batch(self.run_id, **batch)
 
     def _find_experiment(self) -> str | None:
         """The experiment (id) of the run noted before; None without one, and if it was deleted."""
