@@ -24,7 +24,13 @@ def register_model(wanted: str, name: str, alias: str, folder: Path) -> list[str
     ParameterError for a run that is not there and for a name that MLflow refuses, ArtifactError for a run without a
     model and for a store that does not answer.
     """
-    run = require_run(wanted) if wanted else find_origin(folder, read_runs())
+    runs = read_runs()
+    run = find_run(wanted, runs) if wanted else find_origin(folder, runs)
+    if run is None:
+        some = ", ".join(known.name for known in runs[-5:]) or "none"
+        raise ParameterError(
+            f"{wanted}: MLflow at {shown_uri()} has no run with this id, key or name; the last are: {some}"
+        )
     from mlflow.exceptions import MlflowException
 
     try:
@@ -44,17 +50,6 @@ def register_model(wanted: str, name: str, alias: str, folder: Path) -> list[str
         f"{name} version {version}{told}: run {run.name} ({run.run_id}){measured}",
         f"serve it: {place}mlflow models serve --model-uri {uri} --env-manager local --port 5001",
     ]
-
-
-def require_run(wanted: str) -> StoredRun:
-    """The run with this id, key or name. Raises ParameterError."""
-    runs = read_runs()
-    if found := find_run(wanted, runs):
-        return found
-    some = ", ".join(run.name for run in runs[-5:]) or "none"
-    raise ParameterError(
-        f"{wanted}: MLflow at {shown_uri()} has no run with this id, key or name; the last are: {some}"
-    )
 
 
 def find_origin(folder: Path, runs: Sequence[StoredRun]) -> StoredRun:
