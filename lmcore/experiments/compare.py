@@ -4,51 +4,41 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from lmcore.errors import DataError, ParameterError, list_some, suggest
 from lmcore.experiments.experiments import MAKE_SOME, Experiment, find_experiments
-from lmcore.experiments.groups import Group, compare_groups, find_differing, group_experiments, is_count, list_metrics
+from lmcore.experiments.groups import COMMIT, Group, compare_groups, find_differing, group_experiments, is_count
 from lmcore.experiments.significance import Difference
 
 METRICS = ("evaluate.val_loss", "evaluate.bits_per_byte", "train.tokens")  # those that there are, if none is named
-COMMIT = "commit"  # a column where the groups are of several
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One metric of all groups; `differences` are from the baseline's mean, None of a count."""
-
-    name: str
-    differences: list[Difference | None] | None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a table shows: the groups in the rows' order, and beside them what is not in the rows."""
+    """What a table shows: the groups in the rows' order, and beside them what is not in the rows.
+
+    `metrics` are by name, for each group, the difference from the baseline's mean; None in all where it is a count.
+    """
 
     groups: list[Group]
     baseline: Group
     params: list[str]  # that differ, COMMIT among them
-    metrics: list[Measured]
+    metrics: dict[str, list[Difference | None] | None]
     unfinished: list[Experiment]
-
-    def param(self, group: Group, name: str) -> str:
-        """The cell of a column of `params`."""
-        return group.members[0].code[:9] if name == COMMIT else group.param(name)
 
     @property
     def notes(self) -> Iterator[str]:
         """What has to be known to read the table, a line each."""
-        compared = any(metric.differences for metric in self.metrics)
-        tested = [d.p_value for metric in self.metrics for d in metric.differences or () if d and d.p_value is not None]
-        if compared and len(self.groups) > 1:
+        count = len(self.groups) - 1
+        compared = count > 0 and any(self.metrics.values())
+        if compared:
             yield f"differences are from {self.baseline.name}"
-        if tested:
-            count = len(self.groups) - 1
+        if any(one and one.p_value is not None for found in self.metrics.values() for one in found or ()):
             correction = f", corrected for up to {count} comparisons of a metric (Holm)" if count > 1 else ""
             yield f"±: standard deviation over n seeds; p: Welch's t test{correction}; * p < 0.05"
         single = [group.name for group in self.groups if len(group.members) == 1]
-        if compared and single and len(self.groups) > 1:
+        if compared and single:
             yield (
                 f"one seed of {list_some(single, 5)}: nothing can be said about significance there; "
                 f"`dvc exp run --queue -S train.seed=1,2,3` with the same parameters makes more"
@@ -57,11 +47,10 @@ class Comparison:
             if group.repeated:
                 names = list_some([experiment.name for experiment in group.repeated], 5)
                 yield f"not counted, because their seed is in the group of {group.name} already: {names}"
-        for metric in self.metrics:
-            members = [member for group in self.groups for member in group.members]
-            diverged = [one.name for one in members if not math.isfinite(one.metrics.get(metric.name, 0.0))]
-            if diverged:
-                yield f"{metric.name} is no finite number in {list_some(diverged, 5)}: not counted there"
+        members = [member for group in self.groups for member in group.members]
+        for name in self.metrics:
+            if diverged := [one.name for one in members if not math.isfinite(one.metrics.get(name, 0.0))]:
+                yield f"{name} is no finite number in {list_some(diverged, 5)}: not counted there"
         if self.unfinished:
             told = [f"{experiment.name} ({experiment.status})" for experiment in self.unfinished]
             yield f"not finished, and not counted: {', '.join(told)}"
@@ -96,15 +85,13 @@ def compare_experiments(
     chosen = choose_metrics(metrics, [member for group in groups for member in group.members])
     if sort:
         groups = _sort_groups(groups, sort, params, chosen)
-    measured = [
-        Measured(name, None if is_count(groups, name) else compare_groups(groups, base, name)) for name in chosen
-    ]
+    measured = {name: None if is_count(groups, name) else compare_groups(groups, base, name) for name in chosen}
     return Comparison(groups, base, params, measured, unfinished)
 
 
 def choose_metrics(asked: Sequence[str], experiments: Iterable[Experiment]) -> list[str]:
     """What was asked for, or what there is of METRICS. Raises ParameterError for a metric that no experiment has."""
-    known = list_metrics(experiments)
+    known = sorted({name for experiment in experiments for name in experiment.metrics})
     for name in asked:
         if name not in known:
             raise ParameterError(f"--metric {name}: no experiment has it,{suggest(name, known, 'there are')}")
@@ -132,13 +119,12 @@ def _sort_groups(groups: Iterable[Group], sort: str, params: Sequence[str], metr
         raise ParameterError(f"--sort {sort}: the table has no such column,{hint}")
 
     def value(group: Group) -> float | str | None:
-        if name in metrics:
-            return None if (sample := group.sample(name)) is None else sample.mean
-        return group.members[0].code if name == COMMIT else group.param(name)
+        if name not in metrics:
+            return group.param(name)
+        return fmean(sample) if (sample := group.sample(name)) else None
 
-    present = [group for group in groups if value(group) is not None]
-    absent = [group for group in groups if value(group) is None]
-    return sorted(present, key=lambda group: rank(value(group)), reverse=sort.startswith("-")) + absent
+    ranked = sorted(groups, key=lambda group: rank(value(group)), reverse=sort.startswith("-"))
+    return sorted(ranked, key=lambda group: value(group) is None)
 
 
 def rank(value: object) -> tuple[bool, float, str]:

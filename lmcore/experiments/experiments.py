@@ -2,17 +2,15 @@
 
 import json
 import re
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from lmcore.errors import ArtifactError, DataError, ParameterError, nearest
-from lmcore.experiments.queue import run_git
+from lmcore.experiments.queue import run_dvc, run_git
 from lmcore.params import flatten
-from lmcore.tracking.store import SYSTEM_PREFIX, StoredRun, read_runs
+from lmcore.tracking.store import SYSTEM_PREFIX, StoredRun, match_runs, read_runs
 
 WORKSPACE = "workspace"
 REFERENCE = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")  # its commit in two parts, its name
@@ -118,12 +116,11 @@ def read_file(name: str, code: str, path: str, root: Path) -> str:
 
 def _show(commits: Sequence[str], root: Path) -> list[dict[str, Any]]:
     """`dvc exp show`, whose JSON is what DVC promises to other programs."""
-    command = [sys.executable, "-m", "dvc", "exp", "show", "--json", *(f"--rev={commit}" for commit in commits)]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if result.returncode:
-        complaint = next((line for line in result.stderr.splitlines() if line.startswith("ERROR")), result.stderr)
-        raise ArtifactError(f"DVC cannot show the experiments of {root} ({complaint.strip()})")
-    states: list[dict[str, Any]] = json.loads(result.stdout)
+    try:
+        output = run_dvc(root, "exp", "show", "--json", *(f"--rev={commit}" for commit in commits))
+    except ArtifactError as error:
+        raise ArtifactError(f"DVC cannot show the experiments of {root} ({error})") from None
+    states: list[dict[str, Any]] = json.loads(output)
     return states
 
 
@@ -132,16 +129,13 @@ def _describe(state: Mapping[str, Any], name: str | None, code: str, status: str
     data = state["data"] or {}
     if status is None:
         status = "success" if state["error"] is None else "failed"
-    params = {key: value for _, values in _read_files(data, "params") for key, value in flatten(values).items()}
-    metrics = flatten({PurePosixPath(path).stem: values for path, values in _read_files(data, "metrics")})
-    return Experiment.describe(name or state["rev"][:7], code, status, params, metrics)
-
-
-def _read_files(data: Mapping[str, Any], kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The parameter or metrics files that could be read, by their paths."""
-    for path, content in (data.get(kind) or {}).items():
-        if isinstance(content.get("data"), dict):
-            yield path, content["data"]
+    params, metrics = (
+        {path: file["data"] for path, file in (data.get(kind) or {}).items() if isinstance(file.get("data"), dict)}
+        for kind in ("params", "metrics")
+    )
+    dotted = {key: value for values in params.values() for key, value in flatten(values).items()}
+    measured = flatten({PurePosixPath(path).stem: values for path, values in metrics.items()})
+    return Experiment.describe(name or state["rev"][:7], code, status, dotted, measured)
 
 
 def find_experiments(names: Sequence[str], root: Path) -> list[Experiment]:
@@ -166,19 +160,11 @@ def find_experiments(names: Sequence[str], root: Path) -> list[Experiment]:
             found[name] = by_name[name]
             continue
         runs = read_runs() if runs is None else runs
-        matches = _match_runs(name.removeprefix(MLFLOW), runs)
+        matches = match_runs(name.removeprefix(MLFLOW), runs, "run_id", "name", "experiment")
         if not matches:
             raise ParameterError(_explain_unknown(name, by_name, runs))
         found |= {run.run_id: _from_mlflow(run) for run in matches}
     return list(found.values())
-
-
-def _match_runs(name: str, runs: Sequence[StoredRun]) -> list[StoredRun]:
-    """Those with this id, else this name, else of this experiment."""
-    for kind in ("run_id", "name", "experiment"):
-        if matches := [run for run in runs if getattr(run, kind) == name]:
-            return matches
-    return []
 
 
 def _explain_unknown(name: str, stored: Mapping[str, Experiment], runs: Sequence[StoredRun]) -> str:
@@ -190,7 +176,9 @@ def _explain_unknown(name: str, stored: Mapping[str, Experiment], runs: Sequence
 
 
 def _from_mlflow(run: StoredRun) -> Experiment:
-    measured = {name: value for name, value in run.metrics.items() if not name.startswith(SYSTEM_PREFIX)}
-    # Training logs its own metrics without a stage's name.
-    metrics = {name if "." in name else f"train.{name}": value for name, value in measured.items()}
+    metrics = {
+        name if "." in name else f"train.{name}": value  # training logs its own without a stage's name
+        for name, value in run.metrics.items()
+        if not name.startswith(SYSTEM_PREFIX)
+    }
     return Experiment.describe(run.name, run.code, run.status, run.params, metrics)

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from lmcore.experiments.experiments import Experiment
-from lmcore.experiments.significance import Difference, Sample, adjust_p_values, compare_samples
+from lmcore.experiments.significance import Difference, adjust_p_values, compare_samples
 
 # Of the initial weights and the order of the text. With another sample.seed the model is the same.
 SEEDS = ("train.seed", "seed")
-ABSENT = ""  # the value of a parameter that is not set
+COMMIT = "commit"  # taken for a parameter where the groups are of several
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,13 @@ class Group:
         return self.members[0].name
 
     def param(self, name: str) -> str:
-        """The value of a parameter that all members share."""
-        return self.members[0].params.get(name, ABSENT)
+        """The value that all members share of a parameter, or of COMMIT; empty where it is not set."""
+        return self.members[0].code[:9] if name == COMMIT else self.members[0].params.get(name, "")
 
-    def sample(self, metric: str) -> Sample | None:
-        """What its members have of a metric, as far as it is a number; None if none has it."""
+    def sample(self, metric: str) -> tuple[float, ...]:
+        """What its members have of a metric, as far as it is a number; empty if none has it."""
         found = (member.metrics.get(metric, math.nan) for member in self.members)
-        values = tuple(value for value in found if math.isfinite(value))
-        return Sample(values) if values else None
+        return tuple(value for value in found if math.isfinite(value))
 
 
 def group_experiments(experiments: Iterable[Experiment]) -> list[Group]:
@@ -66,7 +65,7 @@ def compare_groups(groups: Sequence[Group], baseline: Group, metric: str) -> lis
     None of the baseline itself, and where one side has no value.
     """
     base = baseline.sample(metric)
-    samples = [None if group is baseline else group.sample(metric) for group in groups]
+    samples = [() if group is baseline else group.sample(metric) for group in groups]
     found = [compare_samples(base, sample) if base and sample else None for sample in samples]
     adjusted = adjust_p_values([None if difference is None else difference.p_value for difference in found])
     pairs = zip(found, adjusted, strict=True)
@@ -75,15 +74,4 @@ def compare_groups(groups: Sequence[Group], baseline: Group, metric: str) -> lis
 
 def is_count(groups: Iterable[Group], metric: str) -> bool:
     """Whether a metric counts something, such as tokens, of which there is nothing to test."""
-    return all(
-        value.is_integer()
-        for group in groups
-        if (sample := group.sample(metric))
-        for value in map(float, sample.values)
-    )
-
-
-def list_metrics(experiments: Iterable[Experiment]) -> list[str]:
-    """The metrics that any of them has, in alphabetical order."""
-    metrics: dict[str, None] = dict.fromkeys(name for experiment in experiments for name in experiment.metrics)
-    return sorted(metrics)
+    return all(float(value).is_integer() for group in groups for value in group.sample(metric))

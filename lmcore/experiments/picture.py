@@ -25,8 +25,8 @@ def plot_metrics(comparison: Comparison, out: Path, *, every_metric: bool) -> No
     _check_format("--plot", out)
     axis, parting = _choose_parameters(comparison)
     numbers = _read_numbers(comparison, axis)
-    names = [metric.name for metric in comparison.metrics if metric.differences is not None]
-    names = names or [metric.name for metric in comparison.metrics]
+    names = [name for name, differences in comparison.metrics.items() if differences is not None]
+    names = names or list(comparison.metrics)
     draw_metrics(
         {name: _gather(comparison, name, axis, parting) for name in names[: None if every_metric else 1]},
         axis,
@@ -45,7 +45,7 @@ def plot_curves(comparison: Comparison, root: Path, out: Path) -> None:
     _check_format("--curves", out)
     curves = []
     for group in comparison.groups:
-        label = ", ".join(_describe(comparison, group, name) for name in comparison.params) or group.name
+        label = ", ".join(_describe(group, name) for name in comparison.params) or group.name
         for member in group.members:
             rows = csv.DictReader(read_file(member.name, member.code, CURVE, root).splitlines())
             points: dict[float | str, list[float]] = {
@@ -75,7 +75,7 @@ def _choose_parameters(comparison: Comparison) -> tuple[str, str | None]:
         )
 
     def worth(name: str) -> tuple[int, bool]:
-        values = {comparison.param(group, name) for group in comparison.groups}
+        values = {group.param(name) for group in comparison.groups}
         return len(values), _read_numbers(comparison, name) is not None
 
     axis, *parting = sorted(params, key=worth, reverse=True)
@@ -84,23 +84,22 @@ def _choose_parameters(comparison: Comparison) -> tuple[str, str | None]:
 
 def _read_numbers(comparison: Comparison, name: str) -> list[float] | None:
     """The values of a parameter in the groups; None if one of them is no number."""
-    ranks = [rank(comparison.param(group, name)) for group in comparison.groups]
+    ranks = [rank(group.param(name)) for group in comparison.groups]
     return None if any(is_word for is_word, *_ in ranks) else [number for _, number, _ in ranks]
 
 
 def _gather(comparison: Comparison, metric: str, axis: str, parting: str | None) -> list[Series]:
     """The metric's values by the axis's places, a series for each value of the parameter that parts them."""
     shown = [name for name in (parting, axis) if name]
-    groups = sorted(comparison.groups, key=lambda group: [rank(comparison.param(group, name)) for name in shown])
+    groups = sorted(comparison.groups, key=lambda group: [rank(group.param(name)) for name in shown])
     is_word = _read_numbers(comparison, axis) is None
     series: dict[str, dict[float | str, Sequence[float]]] = {}
     for group in groups:
-        value = comparison.param(group, axis)
-        sample = group.sample(metric)
-        points = series.setdefault(_describe(comparison, group, parting) if parting else "", {})
-        points[(value or NOT_SET) if is_word else float(value)] = sample.values if sample else ()
+        value = group.param(axis)
+        points = series.setdefault(_describe(group, parting) if parting else "", {})
+        points[(value or NOT_SET) if is_word else float(value)] = group.sample(metric)
     return [Series(label, points) for label, points in series.items()]
 
 
-def _describe(comparison: Comparison, group: Group, name: str) -> str:
-    return f"{name.rpartition('.')[2]} {comparison.param(group, name) or NOT_SET}"
+def _describe(group: Group, name: str) -> str:
+    return f"{name.rpartition('.')[2]} {group.param(name) or NOT_SET}"

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -14,10 +13,8 @@ from typing import Any, Literal
 import psutil
 
 from lmcore.errors import ArtifactError
-from lmcore.runtime.process_pool import count_cores
 
 EXPERIMENTS = Path(".dvc", "tmp", "exps")
-DVC = (sys.executable, "-m", "dvc")
 
 
 @dataclass(frozen=True)
@@ -80,31 +77,15 @@ def find_attempt(root: Path, name: str) -> Attempt:
     return Attempt("waiting" if any(line.endswith(f":{name}") for line in stashed) else "lost")
 
 
-def queue_experiment(root: Path, name: str, settings: Sequence[str], target: str) -> None:
-    """Put an experiment into the queue that runs the pipeline as far as the stage `target`."""
-    run_dvc(root, "exp", "run", "--queue", "--name", name, *(f"--set-param={each}" for each in settings), target)
-
-
-def start_workers(root: Path, count: int) -> None:
-    """Have so many workers at work, each with its share of the cores unless OMP_NUM_THREADS says otherwise.
-
-    Trainings of all threads each wait for one another's: on two cores two were not through after 250 s, of one thread
-    each after 23.
-    """
-    run_dvc(root, "queue", "start", f"--jobs={count}", threads=max(1, count_cores() // count))
-
-
 def run_dvc(root: Path, *arguments: str, threads: int | None = None) -> str:
     """What DVC prints. Raises ArtifactError with its complaint where it fails."""
     environment = {**({"OMP_NUM_THREADS": str(threads)} if threads else {}), **os.environ}
     with TemporaryFile("w+") as output, TemporaryFile("w+") as errors:  # of a pipe the workers would keep the other end
-        command = [*DVC, *arguments]
-        status = subprocess.run(
-            command, cwd=root, env=environment, stdout=output, stderr=errors, check=False
-        ).returncode
+        command = [sys.executable, "-m", "dvc", *arguments]
+        result = subprocess.run(command, cwd=root, env=environment, stdout=output, stderr=errors, check=False)
         for file in (output, errors):
             file.seek(0)
-        if status:
+        if result.returncode:
             complaint = next((line for line in errors if line.startswith("ERROR")), "it failed")
             raise ArtifactError(f"dvc {' '.join(arguments)}: {complaint.removeprefix('ERROR: ').strip()}")
         return output.read()

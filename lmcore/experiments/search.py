@@ -8,26 +8,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmcore.errors import ArtifactError, DataError, LmcoreError, ParameterError, suggest
 from lmcore.experiments.experiments import read_file
-from lmcore.experiments.queue import (
-    Attempt,
-    count_workers,
-    find_attempt,
-    queue_experiment,
-    run_dvc,
-    run_git,
-    start_workers,
-)
+from lmcore.experiments.queue import Attempt, count_workers, find_attempt, run_dvc, run_git
 from lmcore.files import derive_seed, read_json
 from lmcore.params import flatten, read_params
 from lmcore.runtime.locks import hold
+from lmcore.runtime.process_pool import count_cores
 
-if TYPE_CHECKING:
+try:
+    import optuna
     from optuna import Study, Trial
-    from optuna.distributions import BaseDistribution
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.trial import TrialState
+except ImportError:
+    raise LmcoreError("the search needs Optuna: pip install -e '.[search]'") from None
 
 LOOK_SECONDS = 1.0  # from one look at the trials to the next
 START_SECONDS = 30.0  # that a worker may take before it can be asked
@@ -39,7 +36,7 @@ SPACE = re.compile(r"(choice|log|linear)\((.*)\)")
 class Question:
     """What is searched: distributions by parameter, settings that all trials share, and the metric to make small."""
 
-    space: Mapping[str, "BaseDistribution"]
+    space: Mapping[str, BaseDistribution]
     fixed: Sequence[str]
     metric: str  # STAGE.NAME: the pipeline runs as far as the stage
 
@@ -54,10 +51,6 @@ def search(
 
     Raises ParameterError for what is unknown or empty, and for a study of this name that asked something else.
     """
-    try:
-        import optuna
-    except ImportError:
-        raise LmcoreError("the search needs Optuna: pip install -e '.[search]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not re.fullmatch(r"[\w.-]+", name):
         raise ParameterError(f"--name {name}: must be of letters, digits and _.-, as the experiments' names begin so")
@@ -103,9 +96,7 @@ def read_question(settings: Sequence[str], metric: str, root: Path) -> Question:
     return Question(space, fixed, metric)
 
 
-def _read_distribution(setting: str, kind: str, parts: Sequence[str]) -> "BaseDistribution":
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
+def _read_distribution(setting: str, kind: str, parts: Sequence[str]) -> BaseDistribution:
     if kind == "choice":
         if len(set(parts)) < 2:
             raise ParameterError(f"-S {setting}: needs two values or more to choose from")
@@ -124,7 +115,7 @@ def _read_distribution(setting: str, kind: str, parts: Sequence[str]) -> "BaseDi
     return FloatDistribution(low, high, log=kind == "log")
 
 
-def _keep_question(study: "Study", asked: Mapping[str, Any]) -> None:
+def _keep_question(study: Study, asked: Mapping[str, Any]) -> None:
     """Note what a new study asks. Raises ParameterError where an old one asked something else."""
     kept = study.user_attrs.get("question", asked)
     changed = [f"{name} was {kept[name]}" for name in asked if kept.get(name) != asked[name]]
@@ -136,15 +127,13 @@ def _keep_question(study: "Study", asked: Mapping[str, Any]) -> None:
 
 
 class _Search:
-    def __init__(self, study: "Study", question: Question, root: Path, commit: str, seed: int) -> None:
+    def __init__(self, study: Study, question: Question, root: Path, commit: str, seed: int) -> None:
         self.study, self.question, self.root, self.commit, self.seed = study, question, root, commit, seed
         self.stage, _, self.measured = question.metric.partition(".")
         self.reported: dict[int, int] = {}  # by trials, the last step whose loss Optuna knows
 
     def run(self, trials: int, jobs: int) -> Iterator[str]:
         """Follow the trials of a search that was killed, start new ones, and say how each ends."""
-        from optuna.trial import TrialState
-
         for left in self.study.get_trials(states=[TrialState.RUNNING]):
             self.study.enqueue_trial(left.params, {**left.user_attrs, "goes_on": True})
             self.study.tell(left.number, state=TrialState.FAIL)
@@ -168,13 +157,16 @@ class _Search:
         yield f"`dvc exp apply {best.user_attrs['experiment']}` takes it over, `lmcore compare` shows all"
 
     def _has_more(self, trials: int) -> bool:
-        from optuna.trial import TrialState
-
         return self._count() < trials or bool(self.study.get_trials(states=[TrialState.WAITING]))
 
     def _start_workers(self, jobs: int) -> None:
-        """DVC starts those that do not answer: before they can, a second call would start them twice."""
-        start_workers(self.root, jobs)
+        """Have so many workers at work, each with its share of the cores unless OMP_NUM_THREADS says otherwise.
+
+        Trainings of all threads each wait for one another's: on two cores two were not through after 250 s, of one
+        thread each after 23. DVC starts those that do not answer: before they can, a second call would start them
+        twice.
+        """
+        run_dvc(self.root, "queue", "start", f"--jobs={jobs}", threads=max(1, count_cores() // jobs))
         deadline = time.monotonic() + START_SECONDS
         while count_workers(self.root) < jobs and time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS)
@@ -183,25 +175,22 @@ class _Search:
         """The trials so far; what goes on in another one's place is the same trial."""
         return sum("goes_on" not in trial.user_attrs for trial in self.study.trials)
 
-    def _ask(self) -> "Trial":
+    def _ask(self) -> Trial:
         """The next trial, its experiment in the queue; one that a killed search left is followed if it still runs."""
-        from optuna.samplers import TPESampler
-
         # A seed for each: a search that goes on must not draw again what it has drawn.
-        self.study.sampler = TPESampler(seed=derive_seed(self.seed, self._count()))
+        self.study.sampler = optuna.samplers.TPESampler(seed=derive_seed(self.seed, self._count()))
         trial = self.study.ask(dict(self.question.space))
         left = trial.user_attrs.get("experiment")
         if left is None or (self._read_metric(left) is None and find_attempt(self.root, left).state == "lost"):
             name = f"{self.study.study_name}-{trial.number}"
             trial.set_user_attr("experiment", name)
-            settings = [f"{key}={value}" for key, value in trial.params.items()]
-            queue_experiment(self.root, name, [*self.question.fixed, *settings], self.stage)
+            settings = [*self.question.fixed, *(f"{key}={value}" for key, value in trial.params.items())]
+            options = [f"--set-param={setting}" for setting in settings]
+            run_dvc(self.root, "exp", "run", "--queue", "--name", name, *options, self.stage)
         return trial
 
-    def _look(self, trial: "Trial") -> str | None:
+    def _look(self, trial: Trial) -> str | None:
         """How the trial has ended; None as long as it waits or runs, and then it is stopped if others do better."""
-        from optuna.trial import TrialState
-
         name = trial.user_attrs["experiment"]
         attempt = find_attempt(self.root, name)
         if attempt.state in ("waiting", "running"):
@@ -226,7 +215,7 @@ class _Search:
         error = next((line for line in attempt.log.splitlines() if "error: " in line.lower()), "its worker was killed")
         return f"failed: {error}" if value is None else f"failed: {self.question.metric} is {value}"
 
-    def _report(self, trial: "Trial", attempt: Attempt) -> None:
+    def _report(self, trial: Trial, attempt: Attempt) -> None:
         """Tell Optuna the validation losses that the training has logged since the last look."""
         keys = re.findall(r"^run (\w+): (?:starting|going on)", attempt.log, re.M)
         path = self.root / "runs" / keys[-1] / "metrics.jsonl" if keys else None
@@ -253,8 +242,6 @@ class _Search:
         return float(metrics[self.measured])
 
     def _describe(self, trial: Any) -> str:
-        values = ", ".join(
-            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-            for name, value in trial.params.items()
-        )
-        return f"{trial.user_attrs['experiment']} ({values})"
+        params = trial.params.items()
+        values = [f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in params]
+        return f"{trial.user_attrs['experiment']} ({', '.join(values)})"

@@ -11,23 +11,6 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Sample:
-    """The values of one metric in the runs of a group, of which there is at least one."""
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Their mean."""
-        return fmean(self.values)
-
-    @property
-    def deviation(self) -> float | None:
-        """Their standard deviation, n - 1 below; None of a single value."""
-        return stdev(self.values) if len(self.values) > 1 else None
-
-
-@dataclass(frozen=True)
 class Difference:
     """How much larger a mean is than the baseline's, by whatever test.
 
@@ -40,21 +23,25 @@ class Difference:
     p_value: float | None = None
 
 
-def compare_samples(baseline: Sample, other: Sample) -> Difference:
+def measure_deviation(sample: Sequence[float]) -> float | None:
+    """Return the standard deviation, n - 1 below; None of a single value."""
+    return stdev(sample) if len(sample) > 1 else None
+
+
+def compare_samples(baseline: Sequence[float], other: Sequence[float]) -> Difference:
     """Welch's t test (Welch 1947): the samples are independent and their variances may differ.
 
     It needs two values on each side, and a spread on one.
     """
-    value = other.mean - baseline.mean
-    variances = [(sample.deviation or 0.0) ** 2 / len(sample.values) for sample in (baseline, other)]
+    value = fmean(other) - fmean(baseline)
+    variances = [(measure_deviation(sample) or 0.0) ** 2 / len(sample) for sample in (baseline, other)]
     variance = sum(variances)
-    if min(len(baseline.values), len(other.values)) < 2 or variance == 0:
+    if min(len(baseline), len(other)) < 2 or variance == 0:
         return Difference(value)
     # The degrees of freedom by Welch and Satterthwaite.
     shares = [part / variance for part in variances]
-    freedom = 1 / sum(
-        share**2 / (len(sample.values) - 1) for share, sample in zip(shares, (baseline, other), strict=True)
-    )
+    sizes = (len(baseline), len(other))
+    freedom = 1 / sum(share**2 / (size - 1) for share, size in zip(shares, sizes, strict=True))
     error = math.sqrt(variance)
     reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
     return Difference(value, (value - reach, value + reach), 2 * float(stdtr(freedom, -abs(value) / error)))

@@ -4,11 +4,11 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import Literal
 
-from lmcore.experiments.compare import Comparison, Measured
-from lmcore.experiments.groups import Group
-from lmcore.experiments.significance import Difference, Sample
+from lmcore.experiments.compare import Comparison
+from lmcore.experiments.significance import Difference, measure_deviation
 
 Format = Literal["text", "markdown", "csv"]
 SIGNIFICANT = 0.05
@@ -36,36 +36,34 @@ def render(comparison: Comparison, form: Format) -> Iterator[str]:
 def _tabulate(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The heads of the columns and the rows, as people read them."""
     head = [*comparison.params, "experiments", "n"]
-    for metric in comparison.metrics:
-        head += [metric.name] if metric.differences is None else [metric.name, "difference (95 %)", "p"]
+    for metric, differences in comparison.metrics.items():
+        head += [metric] if differences is None else [metric, "difference (95 %)", "p"]
     rows = []
     for place, group in enumerate(comparison.groups):
         others = len(group.members) - 1
         name = group.name + (f" +{others}" if others else "")
-        params = [comparison.param(group, param) or NOTHING for param in comparison.params]
-        cells = [
-            cell
-            for metric in comparison.metrics
-            for cell in _describe(comparison, metric, group, None if metric.differences is None else place)
-        ]
+        params = [group.param(param) or NOTHING for param in comparison.params]
+        cells = [cell for metric in comparison.metrics for cell in _describe(comparison, metric, place)]
         rows.append([*params, name, str(len(group.members)), *cells])
     return head, rows
 
 
-def _describe(comparison: Comparison, metric: Measured, group: Group, place: int | None) -> list[str]:
+def _describe(comparison: Comparison, metric: str, place: int) -> list[str]:
     """The cells of one metric in one row."""
-    sample = group.sample(metric.name)
-    if metric.differences is None or place is None:
-        return [NOTHING if sample is None else _show_count(sample)]
-    decimals = _choose_decimals([s for g in comparison.groups if (s := g.sample(metric.name))])
-    mean = NOTHING if sample is None else f"{sample.mean:.{decimals}f}"
-    if sample and sample.deviation is not None:
-        mean += f" ± {sample.deviation:.{decimals}f}"
-    if sample and len(sample.values) < len(group.members):
-        mean += f" (n = {len(sample.values)})"
+    group, differences = comparison.groups[place], comparison.metrics[metric]
+    sample = group.sample(metric)
+    if differences is None:
+        decimals = 0 if len(set(sample)) == 1 else 1  # of equal counts, else of their mean
+        return [f"{fmean(sample):,.{decimals}f}" if sample else NOTHING]
+    decimals = _choose_decimals([other.sample(metric) for other in comparison.groups])
+    mean = f"{fmean(sample):.{decimals}f}" if sample else NOTHING
+    if (deviation := measure_deviation(sample)) is not None:
+        mean += f" ± {deviation:.{decimals}f}"
+    if 0 < len(sample) < len(group.members):
+        mean += f" (n = {len(sample)})"
     if group is comparison.baseline:
         return [mean, "baseline", ""]
-    return [mean, *_show_difference(metric.differences[place], decimals)]
+    return [mean, *_show_difference(differences[place], decimals)]
 
 
 def _show_difference(difference: Difference | None, decimals: int) -> list[str]:
@@ -82,17 +80,11 @@ def _show_difference(difference: Difference | None, decimals: int) -> list[str]:
     ]
 
 
-def _show_count(sample: Sample) -> str:
-    """20,480, or the mean of several counts."""
-    return f"{sample.mean:,.0f}" if len(set(sample.values)) == 1 else f"{sample.mean:,.1f}"
-
-
-def _choose_decimals(samples: Sequence[Sample]) -> int:
+def _choose_decimals(samples: Sequence[Sequence[float]]) -> int:
     """So many that the smallest spread has two digits, or, where there is none, the values six."""
-    spreads = [sample.deviation for sample in samples if sample.deviation]
-    if spreads:
+    if spreads := [deviation for sample in samples if (deviation := measure_deviation(sample))]:
         return min(MAX_DECIMALS, max(0, 1 - math.floor(math.log10(min(spreads)))))
-    largest = max((abs(value) for sample in samples for value in sample.values), default=0.0)
+    largest = max((abs(value) for sample in samples for value in sample), default=0.0)
     return min(MAX_DECIMALS, max(0, 5 - math.floor(math.log10(largest)))) if largest else 1
 
 
@@ -100,16 +92,16 @@ def _render_csv(comparison: Comparison) -> Iterator[str]:
     """A row for each group with numbers as they are; what does not exist is empty."""
     fields = ("mean", "sd", "n", "difference", "low", "high", "p")
     head = [*comparison.params, "experiments", "n"]
-    head += [f"{metric.name}.{name}" for metric in comparison.metrics for name in fields]
-    rows: list[list[object]] = [[*head]]
+    head += [f"{metric}.{name}" for metric in comparison.metrics for name in fields]
+    rows: list[Sequence[object]] = [head]
     for place, group in enumerate(comparison.groups):
         names = " ".join(member.name for member in group.members)
-        row: list[object] = [comparison.param(group, param) for param in comparison.params]
+        row: list[object] = [group.param(param) for param in comparison.params]
         row += [names, len(group.members)]
-        for metric in comparison.metrics:
-            sample = group.sample(metric.name)
-            difference = metric.differences[place] if metric.differences else None
-            row += [sample.mean, sample.deviation, len(sample.values)] if sample else [None, None, 0]
+        for metric, differences in comparison.metrics.items():
+            sample = group.sample(metric)
+            difference = differences[place] if differences else None
+            row += [fmean(sample), measure_deviation(sample), len(sample)] if sample else [None, None, 0]
             interval = difference.interval if difference and difference.interval else (None, None)
             row += [difference.value, *interval, difference.p_value] if difference else [None] * 4
         rows.append(row)

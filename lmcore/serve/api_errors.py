@@ -1,11 +1,12 @@
 """Errors of the API in OpenAI's format."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
 from lmcore.errors import suggest
+from lmcore.serve.openai_schema import CompletionRequest, StreamOptions
 
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -32,12 +33,8 @@ class ApiError(Exception):
         return JSONResponse(body, self.status, headers=self.headers)
 
 
-def explain_validation(details: Iterable[Mapping[str, Any]], known: Mapping[str, Sequence[str]]) -> ApiError:
-    """Return pydantic's first error about a request's body as a line with the field, the value and the rule.
-
-    `details` are those of FastAPI's RequestValidationError, `known` the names of the request's fields,
-    by the field that they are in.
-    """
+def explain_validation(details: Iterable[Mapping[str, Any]]) -> ApiError:
+    """Return the first of the errors in the body of a completion request as a line: the field, the value, the rule."""
     first = next(iter(details))
     place = [str(part) for part in first["loc"][1:]]  # behind "body"
     field = place[0].encode(errors="replace").decode()[:100] if place else None
@@ -47,8 +44,8 @@ def explain_validation(details: Iterable[Mapping[str, Any]], known: Mapping[str,
             reason = first.get("ctx", {}).get("error", "")
             return ApiError(400, f"the body is not valid JSON: {reason} at character {place[0] if place else '?'}")
         case "extra_forbidden":
-            names = known[".".join(place[:-1])]
-            remedy = suggest(place[-1], names, "known are")
+            owner = CompletionRequest if place[:-1] == [] else StreamOptions
+            remedy = suggest(place[-1], owner.model_fields, "known are")
             return ApiError(400, f"unknown field {'.'.join(place)[:100]!r}:{remedy}", field=field, code="unknown_field")
         case "model_type" | "model_attributes_type" | "missing" if field is None:
             return ApiError(400, "the body must be a JSON object with a prompt")

@@ -17,16 +17,9 @@ from lmcore.serve.api_errors import ApiError, explain_validation
 from lmcore.serve.engine import Engine, Item, Submission
 from lmcore.serve.metrics import Metrics
 from lmcore.serve.middleware import CLIENT_CLOSED, RequestFilter
-from lmcore.serve.openai_schema import CompletionRequest, StreamOptions
+from lmcore.serve.openai_schema import CompletionRequest
 from lmcore.serve.params import ServerParams
-from lmcore.serve.parse_request import (
-    TokenPrompt,
-    build_requests,
-    check_logprobs,
-    check_request,
-    read_prompt,
-    require_model,
-)
+from lmcore.serve.parse_request import build_requests, check_logprobs, check_request, read_prompt, require_model
 from lmcore.serve.responses import ResponseWriter, frame_event
 from lmcore.tokenizer.base import Tokenizer
 
@@ -36,7 +29,6 @@ PAGE_HEADERS = {
     "Content-Security-Policy": "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
-KNOWN_FIELDS = {"": [*CompletionRequest.model_fields], "stream_options": [*StreamOptions.model_fields]}
 NO_CHAT = "this server has a base model, which continues a text and knows no turns: use /v1/completions"
 
 
@@ -66,16 +58,12 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def explain(_: Request, error: RequestValidationError) -> JSONResponse:
-        return explain_validation(error.errors(), KNOWN_FIELDS).respond()
+        return explain_validation(error.errors()).respond()
 
     @app.exception_handler(HTTPException)
     async def reshape(request: Request, error: HTTPException) -> JSONResponse:
-        message = (
-            f"{request.method} {request.url.path[:100]}: {error.detail}"
-            if error.status_code in (404, 405)
-            else error.detail
-        )
-        return ApiError(error.status_code, message, headers=error.headers).respond()
+        place = f"{request.method} {request.url.path[:100]}: " if error.status_code in (404, 405) else ""
+        return ApiError(error.status_code, f"{place}{error.detail}", headers=error.headers).respond()
 
     @app.exception_handler(Exception)
     async def fail(_request: Request, _error: Exception) -> JSONResponse:
@@ -121,11 +109,7 @@ def add_completions(app: FastAPI, engine: Engine, tokenizer: Tokenizer, params: 
     @app.post("/v1/completions")
     async def complete(body: CompletionRequest, request: Request) -> Response:
         check_request(body, params, engine.max_texts)
-
-        def read_prompts() -> list[TokenPrompt]:
-            return [read_prompt(prompt, tokenizer, context_length) for prompt in body.prompt]
-
-        prompts = await asyncio.to_thread(read_prompts)
+        prompts = await asyncio.to_thread(lambda: [read_prompt(one, tokenizer, context_length) for one in body.prompt])
         check_logprobs(body, prompts)
         writer = ResponseWriter(body, prompts, params.name, tokenizer)
         submission = engine.submit(
@@ -133,12 +117,11 @@ def add_completions(app: FastAPI, engine: Engine, tokenizer: Tokenizer, params: 
             streams=bool(body.stream),
             echo_logprobs=bool(body.echo) and body.logprobs is not None,
         )
-        continues = False
+        items = None
         try:
             items = await read_while_connected(submission, request)
-            continues = items is not None and bool(body.stream)
         finally:
-            if not continues:
+            if items is None or not body.stream:
                 engine.cancel(submission)
         if items is None:
             return Response(status_code=CLIENT_CLOSED)

@@ -41,11 +41,11 @@ class Submission:
     With `echo_logprobs` the log-probabilities of the prompts come too.
     """
 
-    def __init__(self, count: int, *, streams: bool, echo_logprobs: bool) -> None:
-        self.keys: range = range(0)
+    def __init__(self, keys: range, *, streams: bool, echo_logprobs: bool) -> None:
+        self.keys = keys  # in the engine
         self.started = time.monotonic()
         self.echo_logprobs = echo_logprobs
-        self._streams, self._open = streams, count
+        self._streams, self._open = streams, len(keys)
         self._items: list[Item] = []
         self._error: Exception | None = None
         self._event = asyncio.Event()
@@ -132,7 +132,6 @@ class Engine:
 
     def submit(self, requests: Sequence[Request], *, streams: bool, echo_logprobs: bool) -> Submission:
         """Queue requests, all or none. Raises ApiError where the queue is full or the engine has failed."""
-        submission = Submission(len(requests), streams=streams, echo_logprobs=echo_logprobs)
         with self._condition:
             if self.failure:
                 raise ApiError(500, ENGINE_FAILED)
@@ -145,11 +144,11 @@ class Engine:
                     code="queue_full",
                     headers={"Retry-After": "1"},
                 )
-            first = self._next_key
-            self._next_key += len(requests)
-            submission.keys = range(first, self._next_key)
+            keys = range(self._next_key, self._next_key + len(requests))
+            self._next_key = keys.stop
+            submission = Submission(keys, streams=streams, echo_logprobs=echo_logprobs)
             for index, request in enumerate(requests):
-                self._waiting[first + index] = Text(first + index, index, request, submission)
+                self._waiting[keys[index]] = Text(keys[index], index, request, submission)
             self._condition.notify()
         return submission
 

@@ -41,10 +41,9 @@ class TextGenerator(PythonModel):
         if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
             raise MlflowException.invalid_parameter_value(f"a prompt must be text, not {wrong[0]!r}")
         once = list(dict.fromkeys(prompts))
-        fixed = {"prompts": once, "samples_per_prompt": 1, "draft_tokens": None, "decoder": "plain"}
-        fixed["weights"] = "float32"
+        fixed = {"samples_per_prompt": 1, "draft_tokens": None, "decoder": "plain", "weights": "float32"}
         try:
-            wanted = parse_section(SampleParams, "params", {**(params or {}), **fixed})
+            wanted = parse_section(SampleParams, "params", {**(params or {}), "prompts": once, **fixed})
             samples, _ = draw_samples(self.model, self.tokenizer, wanted)
         except LmcoreError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None

@@ -1,5 +1,6 @@
 """Requests and responses of OpenAI's completions API, with vLLM's additional sampling parameters."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
@@ -8,45 +9,33 @@ from lmcore.generate.sampling import Sampling
 from lmcore.serve.params import MAX_LOGPROBS, MAX_STOPS
 
 Prompt = str | list[int]
+TEXT_OR_LIST = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def _read_prompts(value: Any) -> list[Prompt]:
     """A text, a list of texts, a list of ids, or a list of such lists, as a list of prompts."""
-    if value is None:
-        value = ""
     match value:
-        case str():
-            prompts: list[Prompt] = [value]
-        case [int(), *_]:
+        case None:
+            prompts: list[Prompt] = [""]
+        case str() | [int(), *_]:
             prompts = [value]
         case [str() | list(), *_]:
             prompts = value
         case _:
             prompts = []
-    kind = type(prompts[0]) if prompts else None
-    for prompt in prompts:
-        is_ids = isinstance(prompt, list) and all(type(token) is int for token in prompt)
-        if type(prompt) is not kind or not (isinstance(prompt, str) or is_ids):
-            prompts = []
-            break
-        if isinstance(prompt, str) and not _is_unicode(prompt):
-            raise ValueError("is not valid Unicode (half of a surrogate pair)")
-    if not prompts:
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    ids = [prompt for prompt in prompts if isinstance(prompt, list) and all(type(token) is int for token in prompt)]
+    if not prompts or prompts not in (texts, ids):
         raise ValueError("must be a text, a list of texts, a list of token ids, or a list of such lists")
+    if any(map(SURROGATE.search, texts)):
+        raise ValueError("is not valid Unicode (half of a surrogate pair)")
     return prompts
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read_stops(value: Any) -> tuple[str, ...]:
     stops = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(stop, str) and _is_unicode(stop) for stop in stops):
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and not SURROGATE.search(stop) for stop in stops):
         raise ValueError("must be a text or a list of texts")
     if "" in stops:
         raise ValueError("'' is in every text: leave it out")
@@ -81,11 +70,7 @@ class CompletionRequest(_Body):
     """The body of `POST /v1/completions`, with OpenAI's defaults."""
 
     model: str | None = None
-    prompt: Annotated[
-        list[Prompt],
-        PlainValidator(_read_prompts),
-        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]}),
-    ] = Field(default=[""])
+    prompt: Annotated[list[Prompt], PlainValidator(_read_prompts), TEXT_OR_LIST] = Field(default=[""])
     max_tokens: int | None = Field(default=16, ge=0)
     n: int | None = Field(default=1, ge=1, le=128)
     temperature: float | None = Field(default=1.0, ge=0.0)
@@ -93,9 +78,7 @@ class CompletionRequest(_Body):
     top_k: int | None = Field(default=None, ge=-1)
     min_p: float | None = Field(default=0.0, ge=0.0, le=1.0)
     repetition_penalty: float | None = Field(default=1.0, ge=0.01, le=100.0)
-    stop: Annotated[
-        tuple[str, ...], PlainValidator(_read_stops), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})
-    ] = ()
+    stop: Annotated[tuple[str, ...], PlainValidator(_read_stops), TEXT_OR_LIST] = ()
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = False

@@ -77,18 +77,14 @@ class ChoiceWriter:
             logprobs.tokens.append(spell_token(token, self._tokenizer))
             logprobs.token_logprobs.append(logprob)
             logprobs.text_offset.append(place)
-            if logprobs.top_logprobs is not None:
-                logprobs.top_logprobs.append(
-                    None if logprob is None else self._list_likeliest(token, logprob, likeliest)
-                )
+            if logprobs.top_logprobs is None:
+                continue
+            spelled: dict[str, float] = {}  # the likeliest, the best first, and the chosen one if it is not among them
+            for other, value in (*likeliest, (token, logprob)):
+                if value is not None:
+                    spelled.setdefault(spell_token(other, self._tokenizer), value)
+            logprobs.top_logprobs.append(spelled or None)
         return logprobs
-
-    def _list_likeliest(self, token: int, logprob: float, likeliest: Sequence[tuple[int, float]]) -> dict[str, float]:
-        """Return the likeliest tokens by spelling, the best first, and the chosen one if it is not among them."""
-        spelled: dict[str, float] = {}
-        for other, value in (*likeliest, (token, logprob)):
-            spelled.setdefault(spell_token(other, self._tokenizer), value)
-        return spelled
 
 
 def spell_token(token: int, tokenizer: Tokenizer) -> str:
@@ -116,16 +112,11 @@ class ResponseWriter:
 
     def write(self, items: Sequence[Item]) -> bytes:
         """Return the response from all items of a request."""
-        choices = self._write_choices(items)
-        return self._dump(choices, self._count())
+        return self._dump(self._write_choices(items), self._count())
 
     def write_events(self, items: Sequence[Item]) -> bytes:
         """Return server-sent events of these items, one for each text that they add to."""
-        events = [
-            self._dump([choice], None, excluded=() if self._with_usage else ("usage",))
-            for choice in self._write_choices(items)
-        ]
-        return b"".join(map(frame_event, events))
+        return b"".join(frame_event(self._dump([choice], None)) for choice in self._write_choices(items))
 
     def write_end(self) -> bytes:
         """Return the last events of a stream."""
@@ -136,14 +127,14 @@ class ResponseWriter:
         own: dict[int, list[Item]] = {}
         for item in items:
             own.setdefault(item.key, []).append(item)
-        choices = [self._writers[index].write(some) for index, some in sorted(own.items())]
-        return [choice for choice in choices if choice]
+        return [choice for index, some in sorted(own.items()) if (choice := self._writers[index].write(some))]
 
-    def _dump(self, choices: list[Choice], usage: Usage | None, excluded: Sequence[str] = ()) -> bytes:
+    def _dump(self, choices: list[Choice], usage: Usage | None) -> bytes:
+        excluded = set() if usage or self._with_usage else {"usage"}
         response = CompletionResponse(
             id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
         )
-        return response.model_dump_json(exclude=set(excluded), ensure_ascii=True).encode()
+        return response.model_dump_json(exclude=excluded, ensure_ascii=True).encode()
 
     def _count(self) -> Usage:
         prompt = sum(len(prompt.read) for prompt in self._prompts)

@@ -35,17 +35,16 @@ def read_api_key(file: Path | None) -> str | None:
 
     Raises ParameterError for one that no header can hold.
     """
-    if file is None:
-        name, key = API_KEY_VARIABLE, os.environ.get(API_KEY_VARIABLE)
-        if key is None:
-            return None
-    else:
+    name, key = API_KEY_VARIABLE, os.environ.get(API_KEY_VARIABLE)
+    if file is not None:
         name = f"--api-key-file {file}"
         try:
             key = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "is no text"
             raise ParameterError(f"{name}: {reason}: name a file with the key in it") from None
+    if key is None:
+        return None
     if not (key.isascii() and key.isprintable() and key and " " not in key):
         raise ParameterError(f"{name}: must hold one word of ASCII characters, without spaces")
     return key
@@ -54,23 +53,17 @@ def read_api_key(file: Path | None) -> str | None:
 def bind(host: str, port: int) -> socket.socket:
     """Return a listening socket; clients that connect wait until they are served. Raises ParameterError."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is no host name"
         raise ParameterError(f"--host {host}: {reason}") from None
-    bound = socket.socket(family, kind, protocol)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen(BACKLOG)  # so that no other process takes it while the model is loaded
+    try:  # it listens from here on, so that no other process takes the port while the model is loaded
+        return socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=family is socket.AF_INET6)
     except OSError as error:
-        bound.close()
+        reason = os.strerror(error.errno or 0)  # without create_server's addition
         raise ParameterError(
-            f"--host {host} --port {port}: {error.strerror}: choose another --port (0 takes a free one)"
+            f"--host {host} --port {port}: {reason}: choose another --port (0 takes a free one)"
         ) from None
-    return bound
 
 
 def locate(bound: socket.socket) -> str:

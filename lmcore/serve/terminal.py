@@ -40,12 +40,11 @@ class Writer:
             kind=self.params.decoder,
             compile=compile,
         )
-        self.context_length = self.decoder.context_length
         self.seconds = 0.0
 
     def encode(self, prompt: str) -> list[int]:
         """Return the tokens of a prompt; warn if it is longer than the context."""
-        return encode_prompt(prompt, self.tokenizer, self.context_length)
+        return encode_prompt(prompt, self.tokenizer, self.decoder.context_length)
 
     def continue_text(self, prompt: str, tokens: list[int], number: int) -> Generator[str]:
         """Yield the `number`-th continuation of `prompt`, the same that the sample stage draws, piece by piece."""

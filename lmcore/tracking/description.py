@@ -4,14 +4,11 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from lmcore.files import read_json, write_json
 from lmcore.params import flatten
-
-DESCRIPTION = "description.json"
 
 
 @dataclass(frozen=True)
@@ -45,15 +42,6 @@ class Description:
     hardware: Mapping[str, Any]
     datasets: Mapping[str, str]
     code: Mapping[str, str]
-
-    def save(self, folder: Path) -> None:
-        """Write it into the run's folder."""
-        write_json(folder / DESCRIPTION, asdict(self))
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """What was saved there. Raises ArtifactError if nothing was."""
-        return cls(**read_json(folder / DESCRIPTION, "no training was tracked there"))
 
 
 def describe_run(tracked: TrackedRun, settings: Mapping[str, Any]) -> Description:

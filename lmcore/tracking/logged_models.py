@@ -3,14 +3,14 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmcore.tracking.description import Description
 from lmcore.tracking.mlflow_packaging import save_served_model
-from lmcore.tracking.spool import METRICS, Row, find_row
+from lmcore.tracking.spool import METRICS, find_row
 from lmcore.tracking.store import RUN_KEY_TAG
 
 if TYPE_CHECKING:
@@ -46,7 +46,11 @@ class LoggedModels:
         """
         seals = {f"{CHECKPOINT}-{seal['step']}": seal for seal in read_seals(self.folder / "checkpoints")}
         for name in seals.keys() - self.states.keys():
-            self._log_checkpoint(name, seals[name])
+            seal = seals[name]
+            tags = {"sha256": seal["sha256"], "bytes": str(seal["bytes"]), STATE_TAG: "kept"}
+            model = self._begin(name, seal["step"], tags, kind=CHECKPOINT)
+            self.client.finalize_logged_model(model.model_id, "READY")
+            self.states[name] = "kept"
         for name, state in [*self.states.items()]:
             now = "kept" if name in seals else "pruned"
             if name.startswith(CHECKPOINT) and state != now:
@@ -59,7 +63,7 @@ class LoggedModels:
 
         if FINAL in self.known and self.known[FINAL].status == "READY":
             return
-        model = self._begin(FINAL, find_row(self.folder / METRICS), {RUN_KEY_TAG: self.folder.name}, kind="pyfunc")
+        model = self._begin(FINAL, None, {}, kind="pyfunc")
         place = self.folder / "served_model"
         shutil.rmtree(place, ignore_errors=True)  # of a killed one
         try:
@@ -76,23 +80,19 @@ class LoggedModels:
             shutil.rmtree(place, ignore_errors=True)
         self.known[FINAL] = self.client.finalize_logged_model(model.model_id, "READY")
 
-    def _log_checkpoint(self, name: str, seal: Mapping[str, Any]) -> None:
-        row = find_row(self.folder / METRICS, seal["step"])
-        tags = {RUN_KEY_TAG: self.folder.name, "sha256": seal["sha256"], "bytes": str(seal["bytes"]), STATE_TAG: "kept"}
-        model = self._begin(name, row, tags, kind=CHECKPOINT)
-        self.known[name] = self.client.finalize_logged_model(model.model_id, "READY")
-        self.states[name] = "kept"
+    def _begin(self, name: str, step: int | None, tags: dict[str, str], *, kind: str) -> "LoggedModel":
+        """An entry that is tied to the run and to the losses of its step; without one, to the last losses.
 
-    def _begin(self, name: str, row: Row | None, tags: dict[str, str], *, kind: str) -> "LoggedModel":
-        """An entry that is tied to the run and to the losses of its step; one that a kill left half done is reused."""
+        One that a kill left half done is reused.
+        """
         from mlflow.entities import LoggedModelOutput, Metric
 
-        model = self.known.get(name)
-        if model is None:
-            model = self.client.create_logged_model(
+        if name not in self.known:
+            tags = {RUN_KEY_TAG: self.folder.name, **tags}
+            self.known[name] = self.client.create_logged_model(
                 self.experiment, name=name, source_run_id=self.run_id, tags=tags, model_type=kind
             )
-            self.known[name] = model
+        model, row = self.known[name], find_row(self.folder / METRICS, step)
         if row is not None:
             # With the time of the log: the run has these points already, and only the model gains them.
             losses = {key: value for key, value in row.values.items() if key in ("val_loss", "bits_per_byte")}
@@ -100,8 +100,7 @@ class LoggedModels:
             self.client.log_batch(self.run_id, metrics=points)
         outputs = self.client.get_run(self.run_id).outputs
         if not outputs or model.model_id not in {output.model_id for output in outputs.model_outputs}:
-            step = row.step if row is not None else 0
-            self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
+            self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, row.step if row else 0)])
         return model
 
 

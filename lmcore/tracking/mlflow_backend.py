@@ -2,13 +2,14 @@
 
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from lmcore.files import project_root, write_json
 from lmcore.tracking.description import Description
 from lmcore.tracking.logged_models import LoggedModels
+from lmcore.tracking.shipper import Backend
 from lmcore.tracking.spool import Row, read_state
 from lmcore.tracking.store import RUN_KEY_TAG, connect, cut_param, legal_name, search_runs, shown_uri
 
@@ -21,10 +22,8 @@ TAG_CHARACTERS = 5000  # MLflow's limit for a tag's value
 METRICS_PER_BATCH = 900  # MLflow takes at most 1,000 in one call
 NAMES_PER_BATCH = 100  # and so many parameters or tags
 
-Item = TypeVar("Item")
 
-
-class MlflowBackend:
+class MlflowBackend(Backend):
     """One run. Its id and the positions reached are kept in mlflow.json, where a resumed training finds them.
 
     A point that is sent twice (a kill between sending and noting it) is stored once, because its time stamp comes from
@@ -33,23 +32,18 @@ class MlflowBackend:
 
     def __init__(self, folder: Path, description: Description, experiment: str, artifact: Path | None) -> None:
         self.folder, self.description, self.experiment, self.artifact = folder, description, experiment, artifact
+        self.label = f"MLflow at {shown_uri()}"
         self.client: MlflowClient
         self.models: LoggedModels
         self.run_id = ""
-
-    @property
-    def label(self) -> str:
-        """MLflow and its address."""
-        return f"MLflow at {shown_uri()}"
 
     def open(self) -> Mapping[str, int]:
         """The run noted before if it still exists, else a new one."""
         self.client = connect(self.experiment)
         state = read_state(self.folder / STATE)
         self.run_id = state.get("run_id", "")
-        if self.run_id and self._is_active():
+        if (experiment := self._find_experiment()) is not None:
             self.client.update_run(self.run_id, status="RUNNING")
-            experiment = self.client.get_run(self.run_id).info.experiment_id
         else:
             known = self.client.get_experiment_by_name(self.experiment)
             assert known is not None  # `connect` has made sure of it
@@ -71,8 +65,7 @@ class MlflowBackend:
         points = [
             Metric(legal_name(key), value, row.time, row.step) for row in rows for key, value in row.values.items()
         ]
-        for batch in batches(points, METRICS_PER_BATCH):
-            self.client.log_batch(self.run_id, metrics=batch)
+        self._log("metrics", points, METRICS_PER_BATCH)
         self.models.follow_checkpoints()
 
     def note(self, positions: Mapping[str, int]) -> None:
@@ -111,11 +104,9 @@ class MlflowBackend:
             **about.code,
         }
         params = [Param(legal_name(name), cut_param(value)) for name, value in about.params.items()]
-        for batch in batches(params, NAMES_PER_BATCH):
-            self.client.log_batch(self.run_id, params=batch)
+        self._log("params", params, NAMES_PER_BATCH)
         entries = [RunTag(legal_name(name), str(value)[:TAG_CHARACTERS]) for name, value in tags.items()]
-        for chunk in batches(entries, NAMES_PER_BATCH):
-            self.client.log_batch(self.run_id, tags=chunk)
+        self._log("tags", entries, NAMES_PER_BATCH)
         source = json.dumps({"dvc.yaml": str(project_root() / "dvc.yaml")})
         datasets = [
             DatasetInput(Dataset(name, digest[:32], source_type="dvc", source=source))
@@ -123,18 +114,22 @@ class MlflowBackend:
         ]
         self.client.log_inputs(self.run_id, datasets=datasets)
 
-    def _is_active(self) -> bool:
+    def _log(self, kind: str, items: Sequence[Any], size: int) -> None:
+        """Send `metrics`, `params` or `tags`, `size` in a call."""
+        for start in range(0, len(items), size):
+            batch: dict[str, Any] = {kind: items[start : start + size]}
+            self.client.log_batch(self.run_id, **batch)
+
+    def _find_experiment(self) -> str | None:
+        """The experiment (id) of the run noted before; None without one, and if it was deleted."""
         from mlflow.exceptions import MlflowException
 
+        if not self.run_id:
+            return None
         try:
-            return bool(self.client.get_run(self.run_id).info.lifecycle_stage == "active")
+            info = self.client.get_run(self.run_id).info
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
+                return None
             raise
-
-
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """The items, `size` at a time."""
-    items = [*items]
-    return (items[start : start + size] for start in range(0, len(items), size))
+        return str(info.experiment_id) if info.lifecycle_stage == "active" else None

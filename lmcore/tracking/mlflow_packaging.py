@@ -69,9 +69,8 @@ def describe_signature(settings: Mapping[str, Any]) -> "ModelSignature":
     params = []
     for name, (kind, fallback) in PARAMETERS.items():
         default = settings.get(f"sample.{name}", fallback)
-        is_list = isinstance(fallback, list)
-        default = [] if is_list and default is None else default
-        params.append(ParamSpec(name, kind, default, shape=(-1,) if is_list else None))
+        shape = (-1,) if isinstance(fallback, list) else None
+        params.append(ParamSpec(name, kind, [] if shape and default is None else default, shape))
     return ModelSignature(inputs=text, outputs=text, params=ParamSchema(params))
 
 

@@ -5,18 +5,16 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from lmcore.errors import ParameterError
 from lmcore.params import Section
 
 BackendName = Literal["mlflow", "wandb", "tensorboard"]
-DEFAULT_BACKENDS: tuple[BackendName, ...] = ("mlflow",)
 
 
 class TrackingParams(Section):
     """Where a training's metrics go beside runs/KEY, which keeps all of them. No stage depends on it."""
 
     backends: Annotated[list[BackendName], BeforeValidator(lambda value: [] if value is None else value)] = Field(
-        default_factory=lambda: list(DEFAULT_BACKENDS)
+        default=["mlflow"]
     )
     experiment: str = Field(default="lmcore", min_length=1)
     system_metrics_seconds: float | None = Field(default=10.0, ge=1.0)
@@ -26,12 +24,9 @@ class TrackingParams(Section):
     def _check_backends(cls, backends: list[BackendName]) -> list[BackendName]:
         if len(set(backends)) < len(backends):
             raise ValueError(f"tracking.backends={backends}: each is named once")
-        return backends
-
-    def require_packages(self) -> None:
-        """Raises ParameterError for a tracker whose package is not installed."""
-        for name in self.backends:
+        for name in backends:
             if find_spec(name) is None:
-                raise ParameterError(
+                raise ValueError(
                     f"tracking.backends: {name} is not installed: pip install -e '.[{name}]', or leave it out"
                 )
+        return backends

@@ -24,7 +24,13 @@ def register_model(wanted: str, name: str, alias: str, folder: Path) -> list[str
     ParameterError for a run that is not there and for a name that MLflow refuses, ArtifactError for a run without a
     model and for a store that does not answer.
     """
-    run = require_run(wanted) if wanted else find_origin(folder, read_runs())
+    runs = read_runs()
+    run = find_run(wanted, runs) if wanted else find_origin(folder, runs)
+    if run is None:
+        some = ", ".join(known.name for known in runs[-5:]) or "none"
+        raise ParameterError(
+            f"{wanted}: MLflow at {shown_uri()} has no run with this id, key or name; the last are: {some}"
+        )
     from mlflow.exceptions import MlflowException
 
     try:
@@ -46,17 +52,6 @@ def register_model(wanted: str, name: str, alias: str, folder: Path) -> list[str
     ]
 
 
-def require_run(wanted: str) -> StoredRun:
-    """The run with this id, key or name. Raises ParameterError."""
-    runs = read_runs()
-    if found := find_run(wanted, runs):
-        return found
-    some = ", ".join(run.name for run in runs[-5:]) or "none"
-    raise ParameterError(
-        f"{wanted}: MLflow at {shown_uri()} has no run with this id, key or name; the last are: {some}"
-    )
-
-
 def find_origin(folder: Path, runs: Sequence[StoredRun]) -> StoredRun:
     """The newest run that made the model in this folder. Raises ArtifactError without one."""
     key = read_json(folder / "lineage.json", "run dvc repro train, or name a run").get("run_key")
@@ -72,13 +67,12 @@ def find_origin(folder: Path, runs: Sequence[StoredRun]) -> StoredRun:
 def find_model(client: "MlflowClient", run: StoredRun) -> "LoggedModel":
     """The finished model of a run. Raises ArtifactError while there is none."""
     experiment = client.get_run(run.run_id).info.experiment_id
-    models = search_models(client, experiment, run.run_id)
-    found = [model for model in models if model.name == FINAL and model.status == "READY"]
-    if not found:
-        raise ArtifactError(
-            f"run {run.name} ({run.run_id}, {run.status}) has no model: only a training that has come to its end has"
-        )
-    return found[0]
+    for model in search_models(client, experiment, run.run_id):
+        if model.name == FINAL and model.status == "READY":
+            return model
+    raise ArtifactError(
+        f"run {run.name} ({run.run_id}, {run.status}) has no model: only a training that has come to its end has"
+    )
 
 
 def create_version(client: "MlflowClient", name: str, model: "LoggedModel", run_id: str) -> "ModelVersion":

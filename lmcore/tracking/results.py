@@ -9,15 +9,7 @@ from lmcore.files import read_json
 from lmcore.params import flatten, read_params
 from lmcore.runtime.progress import warn
 from lmcore.tracking.session import read_tracking
-from lmcore.tracking.store import (
-    RUN_KEY_TAG,
-    connect,
-    explain,
-    has_store,
-    legal_name,
-    search_runs,
-    shown_uri,
-)
+from lmcore.tracking.store import RUN_KEY_TAG, connect, explain, has_store, legal_name, search_runs, shown_uri
 
 
 def log_results(model: Path, stage: str, metrics: Mapping[str, Any]) -> None:
@@ -38,11 +30,11 @@ def log_results(model: Path, stage: str, metrics: Mapping[str, Any]) -> None:
         run = next(search_runs(client, experiments, f"tags.`{RUN_KEY_TAG}` = '{key}'", "start_time DESC"), None)
         if run is not None:
             now = time.time_ns() // 1_000_000
-            # Not a checksum.
-            numbers = {
-                name: value for name, value in flatten({stage: metrics}).items() if isinstance(value, int | float)
-            }
-            points = [Metric(legal_name(name), value, now, 0) for name, value in numbers.items()]
+            points = [
+                Metric(legal_name(name), value, now, 0)
+                for name, value in flatten({stage: metrics}).items()
+                if isinstance(value, int | float)  # not a checksum
+            ]
             client.log_batch(run.info.run_id, metrics=points)
     except Exception as error:  # the tracker must never end a stage
         warn(f"MLflow at {shown_uri()} lacks what {stage} measured ({explain(error)}): dvc repro -f -s {stage}")

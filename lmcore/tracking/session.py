@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lmcore.errors import ArtifactError, ParameterError
-from lmcore.files import read_json
+from lmcore.files import read_json, write_json
 from lmcore.params import parse_section
 from lmcore.runtime.locks import lock
 from lmcore.runtime.progress import say, warn
@@ -21,6 +22,8 @@ from lmcore.tracking.system import SystemSampler
 from lmcore.tracking.tensorboard_backend import TensorBoardBackend
 from lmcore.tracking.wandb_backend import WandbBackend
 
+DESCRIPTION = "description.json"  # in runs/KEY: a run that has ended is described by it once more
+
 
 def plan_tracking(settings: Mapping[str, Any]) -> Callable[[TrackedRun], AbstractContextManager[None]]:
     """How a training is tracked by `settings`, the whole of params.yaml.
@@ -31,12 +34,10 @@ def plan_tracking(settings: Mapping[str, Any]) -> Callable[[TrackedRun], Abstrac
 
 
 def read_tracking(settings: Mapping[str, Any]) -> TrackingParams:
-    """The tracking section, checked."""
+    """The tracking section, checked; its trackers are installed."""
     if "tracking" not in settings:
         raise ParameterError("params.yaml has no section tracking: write it, as in the project's own params.yaml")
-    params = parse_section(TrackingParams, "tracking", settings["tracking"])
-    params.require_packages()
-    return params
+    return parse_section(TrackingParams, "tracking", settings["tracking"])
 
 
 @contextmanager
@@ -49,13 +50,12 @@ def track_run(tracked: TrackedRun, settings: Mapping[str, Any], params: Tracking
     shipped is said in one line at the end.
     """
     description = describe_run(tracked, settings)
-    description.save(tracked.folder)
+    write_json(tracked.folder / DESCRIPTION, asdict(description))
     seconds = params.system_metrics_seconds
-    sampler = SystemSampler(tracked.folder, seconds) if seconds is not None and params.backends else None
+    samplers = [SystemSampler(tracked.folder, seconds)] if seconds is not None and params.backends else []
     shippers = open_shippers(tracked.folder, description, params, tracked.artifact)
-    for thread in (sampler, *shippers):
-        if thread is not None:
-            thread.start()
+    for thread in (*samplers, *shippers):
+        thread.start()
     status = "FAILED"
     try:
         yield
@@ -64,7 +64,7 @@ def track_run(tracked: TrackedRun, settings: Mapping[str, Any], params: Tracking
         status = "KILLED"
         raise
     finally:
-        if sampler is not None:
+        for sampler in samplers:
             sampler.finish()
         finish(shippers, status, shipper.FLUSH_SECONDS)
 
@@ -106,7 +106,7 @@ def ship_run(key: str, root: Path, settings: Mapping[str, Any]) -> bool:
     folder = root / "runs" / key
     if not key or not folder.is_dir():
         raise ArtifactError(f"{folder} does not exist: name a run as the folder runs/ of this project does")
-    description = Description.load(folder)
+    description = Description(**read_json(folder / DESCRIPTION, "no training was tracked there"))
     is_complete = (folder / "summary.json").exists()
     if is_complete and made_by != key:
         warn(f"{model} was made by another run since: the model of {key} cannot be sent")

@@ -2,9 +2,9 @@
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from lmcore.runtime.progress import warn
 from lmcore.tracking.spool import SPOOLS, Row, read_rows
@@ -15,28 +15,29 @@ FLUSH_SECONDS = 60.0  # how long the end of a training waits for a slow server
 LONGEST_BACKOFF_SECONDS = 60.0
 
 
-class Backend(Protocol):
+class Backend(ABC):
     """One tracker. All methods are called by the shipper's thread alone and may raise whatever they like.
 
     After an exception `open` is called again.
     """
 
-    @property
-    def label(self) -> str:
-        """Its name in messages, with its place."""
+    label: str  # its name in messages, with its place
 
+    @abstractmethod
     def open(self) -> Mapping[str, int]:
         """Find or begin the run there and describe it; returns how many bytes of each spool it needs no more."""
 
+    @abstractmethod
     def send(self, rows: Sequence[Row]) -> None:
         """Store the rows, which come in the order of their file. Called in every round, also with none."""
 
-    def note(self, positions: Mapping[str, int]) -> None:
+    def note(self, positions: Mapping[str, int]) -> None:  # noqa: B027
         """What was sent before is stored: these are the bytes that are needed no more."""
 
-    def save_model(self) -> None:
-        """Store the finished model."""
+    def save_model(self) -> None:  # noqa: B027
+        """Store the finished model, if the tracker keeps models."""
 
+    @abstractmethod
     def close(self, status: str) -> None:
         """The run is over, FINISHED, FAILED or KILLED."""
 
@@ -93,7 +94,12 @@ class Shipper(threading.Thread):
         positions = dict(self.backend.open())
         while True:
             ending = self.ending.is_set()
-            self._ship(positions)
+            self.backend.send([])
+            for name in SPOOLS:
+                while (found := read_rows(self.folder / name, positions.get(name, 0)))[0]:
+                    rows, positions[name] = found
+                    self.backend.send(rows)
+                    self.backend.note(positions)
             if ending:
                 break
             self.ending.wait(SHIP_SECONDS)
@@ -103,15 +109,3 @@ class Shipper(threading.Thread):
                 self.backend.save_model()
         finally:
             self.backend.close(self.status)
-
-    def _ship(self, positions: dict[str, int]) -> None:
-        """Send what the spools have gained."""
-        self.backend.send([])
-        for name in SPOOLS:
-            while True:
-                rows, position = read_rows(self.folder / name, positions.get(name, 0))
-                if not rows:
-                    break
-                self.backend.send(rows)
-                positions[name] = position
-                self.backend.note(positions)

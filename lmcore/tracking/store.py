@@ -30,9 +30,8 @@ ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
-KIND = {
-    "mlflow.experimentKind": "custom_model_development"
-}  # else the pages are those of applications that call models
+# Else the pages are those of applications that call models.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
 REASONS = ("Connection refused", "Timed out", "Name or service not known", "No route to host")
 
 
@@ -120,19 +119,19 @@ def find_run(wanted: str, runs: Sequence[StoredRun]) -> StoredRun | None:
 
     Raises ParameterError for a name that several have.
     """
-    for run in runs:
-        if run.run_id == wanted:
-            return run
-    for kind in ("run_key", "name"):
-        found = [run for run in runs if wanted and getattr(run, kind) == wanted]
-        if len({run.run_key for run in found}) > 1:
-            ids = ", ".join(run.run_id for run in found[-3:])
-            raise ParameterError(
-                f"{wanted}: {len(found)} MLflow runs are called so: name one by its id, the last are {ids}"
-            )
-        if found:
-            return found[-1]
-    return None
+    found = match_runs(wanted, runs, "run_id", "run_key", "name") if wanted else []
+    if len({run.run_key for run in found}) > 1:
+        ids = ", ".join(run.run_id for run in found[-3:])
+        raise ParameterError(
+            f"{wanted}: {len(found)} MLflow runs are called so: name one by its id, the last are {ids}"
+        )
+    return found[-1] if found else None
+
+
+def match_runs(wanted: str, runs: Sequence[StoredRun], *fields: str) -> list[StoredRun]:
+    """The runs with this value of a field, the first of the `fields` that any of them has it in."""
+    found = ([run for run in runs if getattr(run, field) == wanted] for field in fields)
+    return next(filter(None, found), [])
 
 
 def search_runs(client: "MlflowClient", experiments: list[str], query: str, order: str) -> "Iterator[Run]":

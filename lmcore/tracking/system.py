@@ -40,7 +40,16 @@ class SystemSampler(threading.Thread):
     def run(self) -> None:
         """Sample until the end, and then once more, so that a short training has its row too."""
         try:
-            self._sample_until_ended()
+            self.step = cut_torn_line(self.path)
+            measures: list[Measure] = [partial(measure_machine, self.path.parent), *open_cards()]
+            psutil.cpu_percent()  # counts from here
+            last, ended = time.monotonic(), False
+            while not ended:
+                ended = self.ended.wait(self.seconds)
+                if ended and time.monotonic() - last < SHORTEST_SECONDS:
+                    return
+                last = time.monotonic()
+                self._append({SYSTEM_PREFIX + name: value for measure in measures for name, value in measure().items()})
         except Exception as error:  # a tracker must never end a training
             warn(f"system metrics are not sampled any more ({type(error).__name__}: {error})")
 
@@ -49,23 +58,8 @@ class SystemSampler(threading.Thread):
         self.ended.set()
         self.join()
 
-    def _sample_until_ended(self) -> None:
-        self.step = cut_torn_line(self.path)
-        measures: list[Measure] = [partial(measure_machine, self.path.parent), *open_cards()]
-        psutil.cpu_percent()  # counts from here
-        last = time.monotonic()
-        while True:
-            ended = self.ended.wait(self.seconds)
-            if ended and time.monotonic() - last < SHORTEST_SECONDS:
-                return
-            last = time.monotonic()
-            self._append({name: value for measure in measures for name, value in measure().items()})
-            if ended:
-                return
-
     def _append(self, values: dict[str, float]) -> None:
-        named = {SYSTEM_PREFIX + name: value for name, value in values.items()}
-        machine = {"time": time.time_ns() // 1_000_000, **named}
+        machine = {"time": time.time_ns() // 1_000_000, **values}
         line = json.dumps({"step": self.step, "machine": machine}) + "\n"
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
@@ -103,21 +97,17 @@ def open_cards() -> list[Measure]:
         nvml.nvmlInit()
     except nvml.NVMLError:  # no such driver: a machine without NVIDIA's cards
         return []
-    queries: dict[str, Callable[[Any], float]] = {
-        "memory_usage_megabytes": lambda card: nvml.nvmlDeviceGetMemoryInfo(card).used / 1e6,
-        "memory_usage_percentage": lambda card: 100 * divide(nvml.nvmlDeviceGetMemoryInfo(card)),
-        "utilization_percentage": lambda card: nvml.nvmlDeviceGetUtilizationRates(card).gpu,
-        "power_usage_watts": lambda card: nvml.nvmlDeviceGetPowerUsage(card) / 1000,
-    }
-
-    def divide(memory: Any) -> float:
-        return float(memory.used / memory.total)
 
     def measure(index: int) -> dict[str, float]:
         card, values = nvml.nvmlDeviceGetHandleByIndex(index), {}
-        for name, query in queries.items():
-            with suppress(nvml.NVMLError):  # a part of a divided card tells only some of it
-                values[f"gpu_{index}_{name}"] = round(query(card), 1)
-        return values
+        with suppress(nvml.NVMLError):  # a part of a divided card tells only some of it
+            memory = nvml.nvmlDeviceGetMemoryInfo(card)
+            values["memory_usage_megabytes"] = memory.used / 1e6
+            values["memory_usage_percentage"] = 100 * (memory.used / memory.total)
+        with suppress(nvml.NVMLError):
+            values["utilization_percentage"] = nvml.nvmlDeviceGetUtilizationRates(card).gpu
+        with suppress(nvml.NVMLError):
+            values["power_usage_watts"] = nvml.nvmlDeviceGetPowerUsage(card) / 1000
+        return {f"gpu_{index}_{name}": round(value, 1) for name, value in values.items()}
 
     return [partial(measure, index) for index in range(nvml.nvmlDeviceGetCount())]

@@ -5,35 +5,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmcore.tracking.description import Description
+from lmcore.tracking.shipper import Backend
 from lmcore.tracking.spool import Row
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-FOLDER = "tensorboard"
 
-
-class TensorBoardBackend:
+class TensorBoardBackend(Backend):
     """One folder of event files; every training that goes on with the run adds a file.
 
     What the files hold decides what is written, so that no kill can double or lose a point.
     """
 
     def __init__(self, folder: Path, description: Description) -> None:
-        self.folder, self.description = folder / FOLDER, description
-        self.writer: SummaryWriter | None = None
+        self.folder, self.description = folder / "tensorboard", description
+        self.label = f"TensorBoard in {self.folder}"
+        self.writer: SummaryWriter  # from the first `open` on
         self.last_steps: dict[str, int] = {}
-
-    @property
-    def label(self) -> str:
-        """TensorBoard and its folder."""
-        return f"TensorBoard in {self.folder}"
 
     def open(self) -> Mapping[str, int]:
         """Look up which step each metric has reached; the spools are read from their beginning."""
         from torch.utils.tensorboard import SummaryWriter
 
-        if self.writer is not None:
+        if hasattr(self, "writer"):
             self.writer.close()
         self.last_steps = read_last_steps(self.folder)
         self.writer = SummaryWriter(str(self.folder))
@@ -45,30 +40,20 @@ class TensorBoardBackend:
 
     def send(self, rows: Sequence[Row]) -> None:
         """Write the points that are not there yet."""
-        assert self.writer is not None
         for row in rows:
             for name, value in row.values.items():
                 if row.step > self.last_steps.get(name, -1):
                     self.writer.add_scalar(name, value, row.step, walltime=row.time / 1000)
         self.writer.flush()
 
-    def note(self, positions: Mapping[str, int]) -> None:
-        """Nothing: the event files themselves say what they hold."""
-
-    def save_model(self) -> None:
-        """Nothing: TensorBoard keeps no models."""
-
     def close(self, status: str) -> None:  # noqa: ARG002
         """Close the file; TensorBoard knows no status."""
-        assert self.writer is not None
         self.writer.close()
 
 
 def read_last_steps(folder: Path) -> dict[str, int]:
     """The last step of every scalar in the folder's event files; a record torn by a kill does not count."""
-    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
-        EventAccumulator,
-    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
     if not folder.is_dir():
         return {}

@@ -187,9 +187,8 @@ def test_projects_without_experiments(call: Call, tmp_path: Path, stored: Path) 
     (tmp_path / "clone").rename(tmp_path / "bare")
     shutil.rmtree(tmp_path / "bare" / ".dvc")
     errors = call("main", folder=tmp_path / "bare")[2]
-    assert errors.startswith(
-        f"error: DVC cannot show the experiments of {tmp_path / 'bare'} (ERROR: you are not inside"
-    )
+    assert errors.startswith(f"error: DVC cannot show the experiments of {tmp_path / 'bare'} (dvc exp show --json")
+    assert ": you are not inside" in errors
     assert len(errors.splitlines()) == 1
 
 

@@ -4,10 +4,9 @@ import math
 
 import pytest
 
-from lmcore.experiments.compare import Comparison, Measured
+from lmcore.experiments.compare import Comparison
 from lmcore.experiments.experiments import Experiment
 from lmcore.experiments.groups import compare_groups, find_differing, group_experiments, is_count
-from lmcore.experiments.significance import Sample
 from lmcore.experiments.table import render
 
 
@@ -47,7 +46,7 @@ def test_metrics_that_some_lack() -> None:
     )
     differences = compare_groups(groups, groups[0], "loss")
     assert [difference and difference.value for difference in differences] == [None, None, 0.5]
-    comparison = Comparison(groups, groups[0], ["train.rate"], [Measured("loss", differences)], [])
+    comparison = Comparison(groups, groups[0], ["train.rate"], {"loss": differences}, [])
     rows = [line.split() for line in render(comparison, "text")][1:]
     assert rows[0] == ["1", "x", "+1", "2", "1.50000", "(n", "=", "1)", "baseline"]
     assert rows[1] == ["2", "z", "1", "-", "-", "-"]
@@ -59,8 +58,8 @@ def test_what_is_no_finite_number_is_told_and_not_counted() -> None:
     groups = group_experiments(
         [experiment(name, "1", seed, loss=loss) for seed, (name, loss) in enumerate(values.items())]
     )
-    assert groups[0].sample("loss") == Sample((1.5, 2.0))
-    comparison = Comparison(groups, groups[0], [], [Measured("loss", compare_groups(groups, groups[0], "loss"))], [])
+    assert groups[0].sample("loss") == (1.5, 2.0)
+    comparison = Comparison(groups, groups[0], [], {"loss": compare_groups(groups, groups[0], "loss")}, [])
     assert "loss is no finite number in y, w: not counted there" in list(comparison.notes)
     for form in ("text", "markdown", "csv"):
         assert list(render(comparison, form))

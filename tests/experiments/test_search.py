@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import optuna
@@ -86,10 +87,11 @@ def test_a_name_that_no_file_can_have(folder: Path) -> None:
         list(search([RATE], "train.val_loss", folder, trials=1, jobs=1, name="a/b", seed=1))
 
 
-def test_without_optuna(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, "lmcore.experiments.search")
     with pytest.raises(LmcoreError, match=r"the search needs Optuna: pip install -e '.\[search\]'"):
-        run(folder, [RATE])
+        import_module("lmcore.experiments.search")
 
 
 def run(root: Path, settings: Sequence[str], trials: int = 4, metric: str = "train.val_loss") -> list[str]:
