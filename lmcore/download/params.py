@@ -1,7 +1,6 @@
 """Parameters of the download stage."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Self
 from urllib.parse import unquote, urlsplit
@@ -53,11 +52,10 @@ class DownloadParams(Section):
                 raise ValueError(f"download.mix[{at}]='': must be a source's name, an address or a path")
             if "://" in entry:
                 _check_address(f"download.mix[{at}]", entry)
-        names = [_short_name(entry) for entry in mix]
-        for name, count in Counter(name.casefold() for name in names).items():
-            if count > 1:
-                same = ", ".join(entry for entry in mix if _short_name(entry).casefold() == name)
-                raise ValueError(f"download.mix: {same} would all be called {name!r}: rename or leave out all but one")
+        names = [_short_name(entry).casefold() for entry in mix]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            same = ", ".join(entry for entry, name in zip(mix, names, strict=True) if name == twice)
+            raise ValueError(f"download.mix: {same} would all be called {twice!r}: rename or leave out all but one")
 
 
 def _short_name(entry: str) -> str:

@@ -121,10 +121,9 @@ class FirstSeen:
         try:
             if self._table.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest, name)).rowcount:
                 return None
-            first: str = self._table.execute("SELECT name FROM seen WHERE digest = ?", (digest,)).fetchone()[0]
+            return str(self._table.execute("SELECT name FROM seen WHERE digest = ?", (digest,)).fetchone()[0])
         except sqlite3.OperationalError as error:
             raise DataError(f"{self._path} cannot grow ({error}): free some space, or raise ulimit -f") from None
-        return first
 
     def close(self) -> None:
         """Free the memory and the file."""

@@ -23,10 +23,7 @@ EXCERPT_CHARACTERS = 80
 DOCUMENT_COLUMNS = pa.schema([("id", pa.large_string()), ("text", pa.large_string()), ("bytes", pa.int64())])
 TEXT_COLUMN = DOCUMENT_COLUMNS.get_field_index("text")
 REJECTION_COLUMNS = pa.schema(
-    [
-        *(("file", pa.string()), ("row", pa.int64()), ("reason", pa.string())),
-        *(("bytes", pa.int64()), ("excerpt", pa.string())),
-    ]
+    {"file": pa.string(), "row": pa.int64(), "reason": pa.string(), "bytes": pa.int64(), "excerpt": pa.string()}
 )
 
 
@@ -124,22 +121,17 @@ class DocumentWriter:
         """Append the documents as one row group, which comes back as one batch."""
         if not documents:
             return
-        part = self._part
-        if part is None or self._part_bytes >= PART_BYTES:
-            part = self._begin_part()
-        part.write_table(to_table(documents, self._columns))
+        if self._part is None or self._part_bytes >= PART_BYTES:
+            self._end_part()
+            self._path = self._folder / f"part-{self._parts:05d}.parquet"
+            self._part = open_parquet(self._path, self._columns)
+            self._parts += 1
+            self._part_bytes = 0
+        self._part.write_table(to_table(documents, self._columns))
         size = sum(document.bytes for document in documents)
         self._part_bytes += size
         self.bytes += size
         self.documents += len(documents)
-
-    def _begin_part(self) -> pq.ParquetWriter:
-        self._end_part()
-        self._path = self._folder / f"part-{self._parts:05d}.parquet"
-        self._part = open_parquet(self._path, self._columns)
-        self._parts += 1
-        self._part_bytes = 0
-        return self._part
 
     def _end_part(self) -> None:
         if self._part is not None:

@@ -4,7 +4,7 @@ Scanning and writing read the text, many chunks of it side by side; deduplicatio
 made, in the order of the corpus.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,9 +57,8 @@ def prepare(
     chunks = list_chunks(raw, Layout(params.text_field, params.separator))
     work = [params.model_dump(exclude=LIMITS), read_json(raw / "manifest.json", REMEDY)]
     with reserve(scratch, work) as place, write_folder(folder) as new:
-        scans = scan(chunks, params, place, executor)
         with Deduplicator(params, new / "rejected.parquet", place) as account:
-            selections = deduplicate(chunks, scans, params, account, place)
+            selections = scan_and_select(chunks, params, account, place, executor)
         counts = write_documents(selections, params, new, place, executor)
         metrics: dict[str, Any] = {
             "documents": account.documents,
@@ -82,22 +81,22 @@ def prepare(
     return metrics, dict(sorted(account.lengths.items()))
 
 
-def scan(chunks: Sequence[Chunk], params: PrepareParams, place: Path, executor: Executor) -> Iterator[Path]:
-    """Yield the rows of facts about each chunk's documents, as files below `place`: see `scan_chunk`."""
-    sizes = [chunk.size for chunk in chunks]
-    with BytesProgress("prepare: scanning", sum(sizes)) as progress:
-        yield from progress.follow(executor.map(partial(scan_chunk, params=params, place=place), chunks), sizes)
-
-
-def deduplicate(
-    chunks: Sequence[Chunk], scans: Iterable[Path], params: PrepareParams, account: Deduplicator, place: Path
+def scan_and_select(
+    chunks: Sequence[Chunk], params: PrepareParams, account: Deduplicator, place: Path, executor: Executor
 ) -> list[Selection]:
     """Return the documents of each chunk to write, as `account` selects them. Raises DataError where it has too few."""
     chosen = []
-    for chunk, rows in zip(chunks, scans, strict=True):
-        marks, characters, size = place / f"marks-{chunk.number:06d}.npy", account.kept_characters, account.kept_bytes
-        save_array(marks, account.select(rows))
-        chosen.append((chunk, marks, account.kept_bytes - size, characters))
+    sizes = [chunk.size for chunk in chunks]
+    with BytesProgress("prepare: scanning", sum(sizes)) as progress:
+        scans = executor.map(partial(scan_chunk, params=params, place=place), chunks)
+        for chunk, rows in zip(chunks, progress.follow(scans, sizes), strict=True):
+            marks, characters, size = (
+                place / f"marks-{chunk.number:06d}.npy",
+                account.kept_characters,
+                account.kept_bytes,
+            )
+            save_array(marks, account.select(rows))
+            chosen.append((chunk, marks, account.kept_bytes - size, characters))
     account.require_enough()
     if params.split == "hash":
         split = HashSplit(params.validation_fraction)
@@ -115,9 +114,9 @@ def write_documents(
     """
     counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
     sizes = [selection.chunk.size for selection in selections]
+    numbers = dict.fromkeys(SPLITS, 0)
     for split in SPLITS:
         (folder / split).mkdir()
-    numbers = dict.fromkeys(SPLITS, 0)
     with BytesProgress("prepare: writing", sum(sizes)) as progress:
         written = executor.map(partial(write_chunk, params=params, place=place), selections)
         for chunk_folder in progress.follow(written, sizes):
