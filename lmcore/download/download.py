@@ -37,13 +37,13 @@ def download(params: DownloadParams, folder: Path) -> dict[str, int]:
     to be had.
     """
     gathered = _gather(params)
-    wanted = {file.url: file for source in gathered for file in source.remote.values()}
-    counts = Counter(file.url for source in gathered for file in source.remote.values())
-    if twice := next((url for url, count in counts.items() if count > 1), None):
+    wanted = [file for source in gathered for file in source.remote.values()]
+    urls = [file.url for file in wanted]
+    if twice := next((url for url, count in Counter(urls).items() if count > 1), None):
         raise DataError(f"download.mix: {twice} is in two of the sources: leave it out of one")
     cache = project_root() / ".cache" / "downloads"
-    with fetch_files(list(wanted.values()), cache) as came, write_folder(folder) as new:
-        arrivals = dict(zip(wanted, came, strict=True))
+    with fetch_files(wanted, cache) as came, write_folder(folder) as new:
+        arrivals = dict(zip(urls, came, strict=True))
         places = [new / "files" / (source.entry["name"] if len(gathered) > 1 else "") for source in gathered]
         for source, place in zip(gathered, places, strict=True):
             place.mkdir(parents=True)
@@ -63,14 +63,14 @@ def _settle(source: Gathered, place: Path, files: Path, arrivals: Mapping[str, A
     for name in sorted({path.as_posix() for path in source.paths} | source.remote.keys()):
         path = place / name
         entry: dict[str, Any] = {"source": source.entry["name"], "path": path.relative_to(files).as_posix()}
-        if name in source.remote:
-            url = source.remote[name].url
+        if file := source.remote.get(name):
+            arrival = arrivals[file.url]
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(arrivals[url].path, path)
-            entry |= {"bytes": arrivals[url].bytes, "sha256": arrivals[url].sha256, "url": url}
+            shutil.move(arrival.path, path)
+            entry |= {"bytes": arrival.bytes, "sha256": arrival.sha256, "url": file.url}
             # A web server's mark may be another on its next machine; a store's is of the file.
-            if not is_web_address(url):
-                entry |= {"mark": arrivals[url].mark}
+            if not is_web_address(file.url):
+                entry["mark"] = arrival.mark
         else:
             entry |= {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         entries.append(entry)

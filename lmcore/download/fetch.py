@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -93,24 +94,19 @@ def fetch_files(files: Sequence[RemoteFile], cache: Path) -> Iterator[list[Arriv
     with hold(cache / "downloads.lock", "download: waiting for another process that downloads"):
         transfers = [Transfer(file, cache) for file in files]
         require_space(cache, sum(max(0, (each.file.bytes or 0) - each.size) for each in transfers))
-        yield _run_all(transfers)
+        stop = threading.Event()
+        with Bars(files) as bars, ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            futures = [pool.submit(transfer.run, bars, stop) for transfer in transfers]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:  # the first failure ends the others
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+        yield [future.result() for future in futures]
         for transfer in transfers:
             transfer.version.unlink(missing_ok=True)
-
-
-def _run_all(transfers: "Sequence[Transfer]") -> list[Arrival]:
-    """What every transfer brings, in their order. The first failure ends the others."""
-    stop = threading.Event()
-    with Bars([transfer.file for transfer in transfers]) as bars, ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        futures = [pool.submit(transfer.run, bars, stop) for transfer in transfers]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
 
 
 class Transfer:
@@ -137,7 +133,8 @@ class Transfer:
 
     def run(self, bars: "Bars", stop: threading.Event) -> Arrival:
         """Request until the file is whole, and verify it."""
-        persist(lambda: self._request(bars, stop), self.file.url, bars.say, lambda: self.size, stop)
+        say = partial(bars.console.out, highlight=False)  # between the bars
+        persist(lambda: self._request(bars, stop), self.file.url, say, lambda: self.size, stop)
         sha256 = self._verify()
         bars.finish(self.file)
         return Arrival(self.partial, self.size, sha256, self.mark)
@@ -269,7 +266,3 @@ class Bars(Progress):
     def finish(self, file: RemoteFile) -> None:
         """The file is whole; of many, its bar goes."""
         self.update(self.of_file[file.url], visible=len(self.of_file) == 1)
-
-    def say(self, line: str) -> None:
-        """A line between the bars."""
-        self.console.out(line, highlight=False)

@@ -27,8 +27,11 @@ class DownloadParams(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.path is not None and self.url is not None:
-            raise ValueError(f"download.path={self.path!r} and download.url={self.url!r}: set one of them, not both")
+        given = [
+            f"download.{key}={value!r}" for key in ("mix", "path", "url") if (value := getattr(self, key)) is not None
+        ]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given[:2])}: set one of them, not both")
         if self.path == "":
             raise ValueError("download.path='': must name a file or a folder, or be null")
         if self.sha256 is not None and self.url is None:
@@ -42,9 +45,6 @@ class DownloadParams(Section):
         return self
 
     def _check_mix(self, mix: Sequence[str]) -> None:
-        for key in ("path", "url"):
-            if (value := getattr(self, key)) is not None:
-                raise ValueError(f"download.mix={mix} and download.{key}={value!r}: set one of them, not both")
         if not mix:
             raise ValueError("download.mix=[]: must name sources, or be null")
         for at, entry in enumerate(mix):

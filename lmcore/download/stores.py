@@ -91,7 +91,8 @@ class StoredFile:
         with _translated(self.url):
             info = self.system.info(self.path)
             file = self.system.open(self.path, "rb", block_size=CHUNK_BYTES, cache_type="none")
-        version, size = read_mark(info), info["size"]
+        version = next((str(info[key]).strip('"') for key in MARKS if info.get(key)), None)
+        size = info["size"]
         first = start if mark == version and start <= size else 0
         with file:
             yield Body(first, size, version, self._read(file, first, size))
@@ -105,11 +106,6 @@ class StoredFile:
                 return
             yield chunk
             place += len(chunk)
-
-
-def read_mark(info: Mapping[str, Any]) -> str | None:
-    """What names the version of a file, as its driver tells it."""
-    return next((str(info[key]).strip('"') for key in MARKS if info.get(key)), None)
 
 
 def _connect(protocol: str, address: str) -> tuple[Any, str]:

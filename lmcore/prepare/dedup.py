@@ -53,7 +53,8 @@ class Deduplicator:
             for group in table.iter_batches():
                 rejections = [self._find_rejection(row) for row in group.to_pylist()]
                 marks.append(np.array([rejection is None for rejection in rejections]))
-                self._count(group, marks[-1])
+                self.documents += len(rejections)
+                self._count(group.filter(pa.array(marks[-1])))
                 self._record([rejection for rejection in rejections if rejection is not None])
         return np.concatenate(marks)
 
@@ -68,10 +69,8 @@ class Deduplicator:
             return Rejection(file, number, "near_duplicate", size, first)
         return None
 
-    def _count(self, group: pa.RecordBatch, marks: NDArray[np.bool_]) -> None:
-        kept = group.filter(pa.array(marks))
+    def _count(self, kept: pa.RecordBatch) -> None:
         characters = kept["characters"].to_numpy()
-        self.documents += len(marks)
         self.kept += len(kept)
         self.kept_characters += int(characters.sum())
         self.kept_bytes += int(kept["bytes"].to_numpy().sum())

@@ -107,14 +107,12 @@ def _sort_distinct(hashes: Hashes) -> Hashes:
 def _iterate_hashes(batches: Iterable[list[str]]) -> Iterator[Hashes]:
     """The hashes of all sequences, RUN_CHARACTERS or so at a time: numpy is slow on many short texts."""
     runs, size = list[bytes](), 0
-    for texts in batches:
-        for text in texts:
-            for run in split_runs(text, SEQUENCE_WORDS):
-                runs.append(run)
-                size += len(run)
-                if size >= RUN_CHARACTERS:
-                    yield hash_sequences(runs, SEQUENCE_WORDS)
-                    runs, size = [], 0
+    for run in (run for texts in batches for text in texts for run in split_runs(text, SEQUENCE_WORDS)):
+        runs.append(run)
+        size += len(run)
+        if size >= RUN_CHARACTERS:
+            yield hash_sequences(runs, SEQUENCE_WORDS)
+            runs, size = [], 0
     yield hash_sequences(runs, SEQUENCE_WORDS)
 
 

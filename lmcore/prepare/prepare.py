@@ -4,6 +4,7 @@ Scanning and writing read the text, many chunks of it side by side; deduplicatio
 made, in the order of the corpus.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -98,21 +99,22 @@ def scan_and_select(
             save_array(marks, account.select(rows))
             chosen.append((chunk, marks, account.kept_bytes - size, characters))
     account.require_enough()
-    if params.split == "hash":
-        split = HashSplit(params.validation_fraction)
-        return [Selection(chunk, marks, size, split) for chunk, marks, size, _ in chosen]
-    cut = TailSplit.find_cut(account.kept_characters, params.validation_fraction)
-    return [Selection(chunk, marks, size, TailSplit(cut, begin)) for chunk, marks, size, begin in chosen]
+    fraction = params.validation_fraction
+    cut = TailSplit.find_cut(account.kept_characters, fraction)
+    return [
+        Selection(chunk, marks, size, HashSplit(fraction) if params.split == "hash" else TailSplit(cut, begin))
+        for chunk, marks, size, begin in chosen
+    ]
 
 
 def write_documents(
     selections: Sequence[Selection], params: PrepareParams, folder: Path, place: Path, executor: Executor
-) -> dict[str, dict[str, int]]:
+) -> dict[str, Counter[str]]:
     """Write the parts of both splits in `folder`, numbered in order. Returns documents and bytes of each split.
 
     Raises DataError for a split without documents.
     """
-    counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
+    counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     sizes = [selection.chunk.size for selection in selections]
     numbers = dict.fromkeys(SPLITS, 0)
     for split in SPLITS:
@@ -125,8 +127,7 @@ def write_documents(
                 for part in sorted((chunk_folder / split).iterdir()):
                     copy_fast(part, folder / split / f"part-{numbers[split]:05d}.parquet")
                     numbers[split] += 1
-                for unit in counts[split]:
-                    counts[split][unit] += chunk_counts[split][unit]
+                counts[split].update(chunk_counts[split])
     for name, split in zip(("training", "validation"), SPLITS, strict=True):
         if not counts[split]["documents"]:
             raise DataError(
@@ -158,7 +159,9 @@ def write_chunk(selection: Selection, *, params: PrepareParams, place: Path) -> 
                 for split, some in zip(SPLITS, selection.split.split(chosen), strict=True):
                     writers[split].write(some)
         if (seen, sum(writer.bytes for writer in writers.values())) != (len(marks), selection.size):
-            raise ArtifactError(f"{chunk.describe_files()} changed while the stage ran: {REMEDY}")
+            first, last = chunk.files[0].path, chunk.files[-1].path
+            changed = first if first == last else f"a file from {first} to {last}"
+            raise ArtifactError(f"{changed} changed while the stage ran: {REMEDY}")
         counts = {split: {"documents": writer.documents, "bytes": writer.bytes} for split, writer in writers.items()}
         write_json(new / "counts.json", counts)
     return folder

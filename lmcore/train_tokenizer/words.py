@@ -27,11 +27,8 @@ class WordCounter:
         for start in range(0, len(text), BLOCK_CHARACTERS):
             self.counts.update(WORD.findall(text, start, start + BLOCK_CHARACTERS))
             if len(self.counts) > MOST_WORDS:
-                self._forget()
-
-    def _forget(self) -> None:
-        rare = sorted(self.counts.values())[len(self.counts) // 2]
-        self.counts = Counter({word: count for word, count in self.counts.items() if count > rare})
+                rare = sorted(self.counts.values())[len(self.counts) // 2]
+                self.counts = Counter({word: count for word, count in self.counts.items() if count > rare})
 
     def by_bytes(self, most: int | None = None) -> list[tuple[str, int, int]]:
         """Words, their counts, and their bytes beyond one in all places together, the `most` of these first."""
