@@ -143,7 +143,6 @@ def find_changes(raw: Path) -> list[str]:
         try:
             root, paths = find_own(source["path"])
         except LmcoreError:
-            changes |= listed.keys()
-            continue
+            root, paths = Path(), []
         changes |= find_changed(listed, {f"{prefix}{path.as_posix()}": root / path for path in paths})
     return sorted(changes)

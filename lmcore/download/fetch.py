@@ -136,7 +136,7 @@ class Transfer:
         say = partial(bars.console.out, highlight=False)  # between the bars
         persist(lambda: self._request(bars, stop), self.file.url, say, lambda: self.size, stop)
         sha256 = self._verify()
-        bars.finish(self.file)
+        bars.update(bars.of_file[self.file.url], visible=len(bars.of_file) == 1)
         return Arrival(self.partial, self.size, sha256, self.mark)
 
     def restart(self, mark: str | None) -> None:
@@ -262,7 +262,3 @@ class Bars(Progress):
         """So many bytes more have come."""
         for task in (self.of_file[file.url], self.whole):
             self.update(task, advance=size)
-
-    def finish(self, file: RemoteFile) -> None:
-        """The file is whole; of many, its bar goes."""
-        self.update(self.of_file[file.url], visible=len(self.of_file) == 1)

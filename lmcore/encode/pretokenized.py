@@ -52,7 +52,7 @@ def take_tokens(
                 raise DataError(f"{', '.join(str(file.path) for file in some)}: there is no token but end-of-text")
             entries[split] = writer.describe(verified)
         origin = [
-            {"file": file.path.name, "bytes": file.bytes, "sha256": file.sha256}
+            {"file": file.path.name, "bytes": file.bytes, "sha256": file.digest.hexdigest()}
             for some in files.values()
             for file in some
         ]
@@ -112,16 +112,11 @@ def trim(chunks: Iterator[NDArray[np.int64]], end_of_text: int) -> Iterator[NDAr
 
 
 class TokenFile:
-    """A file of ids, read once from the beginning to the end; then its `bytes` and `sha256` are known."""
+    """A file of ids, read once from the beginning to the end; then its `bytes` and the `digest` of them are known."""
 
     def __init__(self, path: Path, vocab_size: int) -> None:
         self.path, self.vocab_size, self.bytes = path, vocab_size, 0
-        self._digest = sha256()
-
-    @property
-    def sha256(self) -> str:
-        """Of what was read."""
-        return self._digest.hexdigest()
+        self.digest = sha256()
 
     def read(self) -> Iterator[NDArray[np.int64]]:
         """The ids, (n,), a chunk at a time, none of them empty. Raises DataError."""
@@ -208,6 +203,6 @@ class TokenFile:
 
     def _take(self, file: BinaryIO, size: int) -> bytes:
         chunk = file.read(size)
-        self._digest.update(chunk)
+        self.digest.update(chunk)
         self.bytes += len(chunk)
         return chunk

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lmcore.errors import DataError
-from lmcore.prepare.documents import REJECTION_COLUMNS, Rejection, name_row, open_parquet, to_table
+from lmcore.prepare.documents import REJECTION_COLUMNS, Rejection, Row, open_parquet, to_table
 from lmcore.prepare.minhash import NearDuplicates
 from lmcore.prepare.params import PrepareParams
 
@@ -62,7 +62,7 @@ class Deduplicator:
         file, number, size = row["file"], row["row"], row["bytes"]
         if row["reason"] is not None:
             return Rejection(file, number, row["reason"], size, row["excerpt"])
-        name = name_row(file, number)
+        name = Row(file, number).id
         if (first := self._first.find(name, row["digest"])) is not None:
             return Rejection(file, number, "duplicate", size, first)
         if self._near is not None and (first := self._near.find(name, row["signature"])) is not None:

@@ -28,14 +28,22 @@ REJECTION_COLUMNS = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """One text, exactly as published; `bytes` is its length as UTF-8.
-
-    `row`: its line, row or number in `file`, from 1, where the file holds several.
-    """
+class Row:
+    """A place in the raw text: a file, or the `row` (line, number) in it, from 1, where the file holds several."""
 
     file: str
     row: int | None
+
+    @property
+    def id(self) -> str:
+        """Its name in the corpus: no other has it, unless a file's own name ends like that of a row."""
+        return self.file if self.row is None else f"{self.file}:{self.row}"
+
+
+@dataclass(frozen=True, slots=True)
+class Document(Row):
+    """One text, exactly as published; `bytes` is its length as UTF-8."""
+
     text: str
     bytes: int
 
@@ -44,31 +52,14 @@ class Document:
         """The document with its bytes counted. Raises UnicodeError for a lone surrogate, which UTF-8 cannot say."""
         return cls(file, row, text, len(text) if text.isascii() else len(text.encode()))
 
-    @property
-    def id(self) -> str:
-        """Its name in the corpus: no other has it, unless a file's own name ends like that of a row."""
-        return name_row(self.file, self.row)
-
 
 @dataclass(frozen=True, slots=True)
-class Rejection:
+class Rejection(Row):
     """A document that was left out: where it lies, why, and how it begins."""
 
-    file: str
-    row: int | None
     reason: str
     bytes: int
     excerpt: str
-
-    @property
-    def id(self) -> str:
-        """Its name, as that of a document."""
-        return name_row(self.file, self.row)
-
-
-def name_row(file: str, row: int | None) -> str:
-    """Return the name of what lies in this row of a file, or of the file."""
-    return file if row is None else f"{file}:{row}"
 
 
 Item = TypeVar("Item", Document, Document | Rejection)

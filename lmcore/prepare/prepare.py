@@ -67,8 +67,7 @@ def prepare(
             "rejected": dict(sorted(account.rejected.items())),
             "duplicates": account.duplicates.total(),
             **({} if params.near_duplicates is None else {"near_duplicates": account.duplicates["near_duplicate"]}),
-            **{f"{split}_documents": counts[split]["documents"] for split in SPLITS},
-            **{f"{split}_bytes": counts[split]["bytes"] for split in SPLITS},
+            **{f"{split}_{unit}": counts[split][unit] for unit in ("documents", "bytes") for split in SPLITS},
         }
         train, validation = (list_parts(new / split) for split in SPLITS)
         samples = {"leakage": collect_sequences(validation, executor), **sought}
