@@ -108,27 +108,22 @@ def _gather_entry(name: str, sha256: str | None) -> Gathered:
     if source.find is not None:
         return Gathered(entry, *source.find())
     assert source.url is not None, name
-    gathered = _gather_address(source.url, entry, source)
-    if source.advice:
-        say(f"{name}: {source.advice}")
-    return gathered
-
-
-def _gather_address(url: str, entry: dict[str, Any], source: Source) -> Gathered:
-    sha256 = source.sha256
+    url, sha256 = source.url, source.sha256
     if is_web_address(url):
         part = PurePosixPath(unquote(urlsplit(url).path)).name
-        name = re.sub(r"[\x00-\x1f\\]", "", part).lstrip(".")[-FILE_NAME_CHARACTERS:] or "text"
-        file = RemoteFile(url=url, origin=WebFile(url), bytes=source.bytes, sha256=sha256)
-        return Gathered(entry, remote={name: file})
-    listed, version = list_files(url)
-    if sha256 is not None and len(listed) > 1:
-        raise ParameterError(f"download.sha256={sha256!r}: belongs to one file, and {url} has {len(listed):,}")
-    files = {name: replace(file, sha256=sha256) for name, file in listed.items()}
-    size = sum(file.bytes or 0 for file in files.values())
-    documents = f", about {source.documents:,} documents" if source.documents else ""
-    say(f"{entry['name']}: {len(files):,} files, {size / 1e6:,.0f} MB{documents}")
-    return Gathered(entry | {"version": version}, remote=files)
+        file_name = re.sub(r"[\x00-\x1f\\]", "", part).lstrip(".")[-FILE_NAME_CHARACTERS:] or "text"
+        files = {file_name: RemoteFile(url=url, origin=WebFile(url), bytes=source.bytes, sha256=sha256)}
+    else:
+        listed, entry["version"] = list_files(url)
+        if sha256 is not None and len(listed) > 1:
+            raise ParameterError(f"download.sha256={sha256!r}: belongs to one file, and {url} has {len(listed):,}")
+        files = {path: replace(file, sha256=sha256) for path, file in listed.items()}
+        size = sum(file.bytes or 0 for file in files.values())
+        documents = f", about {source.documents:,} documents" if source.documents else ""
+        say(f"{entry['name']}: {len(files):,} files, {size / 1e6:,.0f} MB{documents}")
+    if source.advice:
+        say(f"{name}: {source.advice}")
+    return Gathered(entry, remote=files)
 
 
 def find_changes(raw: Path) -> list[str]:

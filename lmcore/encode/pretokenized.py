@@ -18,7 +18,6 @@ from lmcore.tokens.shards import MANIFEST, REMEDY
 
 # train.bin and val.bin; tiny_shakespeare_train.bin; fineweb_train_000001.bin, of which there may be many.
 NAME = re.compile(r"(?P<set>(?:.*[_-])?(?P<split>train|val|validation))(?:[_-]?\d+)?(?P<format>\.(?:bin|npy|txt|ids))")
-SOURCE = "tokenized"
 CHUNK_BYTES = 1 << 20
 # llm.c, dev/data/data_common.py: 256 int32 before the tokens, of which the first are magic, version, count.
 LLMC_HEADER_BYTES = 1024
@@ -44,7 +43,7 @@ def take_tokens(
         entries = {}
         for split, some in files.items():
             with SplitWriter(new, split, shard_tokens, dtype, tokenizer.end_of_text) as writer:
-                writer.open_document(SOURCE)
+                writer.open_document("tokenized")
                 chunks = (ids for file in some for ids in file.read())
                 for ids in trim(chunks, tokenizer.end_of_text):
                     writer.append(ids, int(tokenizer.byte_lengths[ids].sum()))

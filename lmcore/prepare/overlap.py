@@ -126,16 +126,12 @@ def split_runs(text: str, words: int) -> Iterator[bytes]:
     while begin < len(text):
         blank = BLANK.search(text, begin + RUN_CHARACTERS)
         end = blank.start() if blank else len(text)
-        run = overlap + shorten_last(text[begin:end].encode())
+        run = text[begin:end].encode()
+        if len(run) > WORD_BYTES and len(word := run.rsplit(None, 1)[-1]) > WORD_BYTES:
+            run = run[: run.rindex(word)] + blake2b(word, digest_size=16).hexdigest().encode()
+        run = overlap + run
         yield run
         begin, overlap = end, b" ".join(run.rsplit(None, words - 1)[1 - words :])
-
-
-def shorten_last(run: bytes) -> bytes:
-    """The run with its digest in place of a last word that is too long."""
-    if len(run) <= WORD_BYTES or len(word := run.rsplit(None, 1)[-1]) <= WORD_BYTES:
-        return run
-    return run[: run.rindex(word)] + blake2b(word, digest_size=16).hexdigest().encode()
 
 
 def hash_sequences(runs: list[bytes], words: int) -> Hashes:

@@ -43,11 +43,7 @@ class CostlyWord:
     word: str
     count: int
     pieces: list[bytes]
-
-    @property
-    def cost(self) -> int:
-        """Tokens beyond one for each time that the word occurs."""
-        return self.count * (len(self.pieces) - 1)
+    cost: int  # tokens beyond one in all places together
 
 
 def find_costly_words(tokenizer: Tokenizer, words: WordCounter, most: int) -> list[CostlyWord]:
@@ -56,8 +52,8 @@ def find_costly_words(tokenizer: Tokenizer, words: WordCounter, most: int) -> li
     for word, count, bound in words.by_bytes():  # no word has more tokens than bytes
         if len(found) == most and bound < found[-1].cost:
             break
-        pieces = [tokenizer.token_bytes(token) for token in tokenizer.encode(word)]
-        found.append(CostlyWord(word, count, without_sign(word, pieces)))
+        pieces = without_sign(word, [tokenizer.token_bytes(token) for token in tokenizer.encode(word)])
+        found.append(CostlyWord(word, count, pieces, count * (len(pieces) - 1)))
         found = sorted(found, key=lambda costly: (-costly.cost, costly.word))[:most]
     return [costly for costly in found if costly.cost]
 
