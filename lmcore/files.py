@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -156,6 +156,15 @@ def sha256_file(path: Path) -> str:
     """The file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_changed(listed: Mapping[str, Mapping[str, Any]], found: Mapping[str, Path]) -> set[str]:
+    """Return the names that are new, gone, or of a file with other `bytes` or `sha256` than are listed for it."""
+    return (listed.keys() ^ found.keys()) | {
+        name
+        for name in listed.keys() & found.keys()
+        if found[name].stat().st_size != listed[name]["bytes"] or sha256_file(found[name]) != listed[name]["sha256"]
+    }
 
 
 def fingerprint(value: object) -> str:

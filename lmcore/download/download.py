@@ -16,7 +16,7 @@ from lmcore.download.params import FILE_NAME_CHARACTERS, DownloadParams, _short_
 from lmcore.download.stores import list_files
 from lmcore.download.web import WebFile, is_web_address
 from lmcore.errors import DataError, LmcoreError, ParameterError, suggest
-from lmcore.files import project_root, read_json, sha256_file, write_folder, write_json
+from lmcore.files import find_changed, project_root, read_json, sha256_file, write_folder, write_json
 from lmcore.runtime.progress import say
 
 
@@ -37,13 +37,13 @@ def download(params: DownloadParams, folder: Path) -> dict[str, int]:
     to be had.
     """
     gathered = _gather(params)
-    wanted = {file.url: file for source in gathered for file in source.remote.values()}
-    counts = Counter(file.url for source in gathered for file in source.remote.values())
-    if twice := next((url for url, count in counts.items() if count > 1), None):
+    wanted = [file for source in gathered for file in source.remote.values()]
+    urls = [file.url for file in wanted]
+    if twice := next((url for url, count in Counter(urls).items() if count > 1), None):
         raise DataError(f"download.mix: {twice} is in two of the sources: leave it out of one")
     cache = project_root() / ".cache" / "downloads"
-    with fetch_files(list(wanted.values()), cache) as came, write_folder(folder) as new:
-        arrivals = dict(zip(wanted, came, strict=True))
+    with fetch_files(wanted, cache) as came, write_folder(folder) as new:
+        arrivals = dict(zip(urls, came, strict=True))
         places = [new / "files" / (source.entry["name"] if len(gathered) > 1 else "") for source in gathered]
         for source, place in zip(gathered, places, strict=True):
             place.mkdir(parents=True)
@@ -63,14 +63,14 @@ def _settle(source: Gathered, place: Path, files: Path, arrivals: Mapping[str, A
     for name in sorted({path.as_posix() for path in source.paths} | source.remote.keys()):
         path = place / name
         entry: dict[str, Any] = {"source": source.entry["name"], "path": path.relative_to(files).as_posix()}
-        if name in source.remote:
-            url = source.remote[name].url
+        if file := source.remote.get(name):
+            arrival = arrivals[file.url]
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(arrivals[url].path, path)
-            entry |= {"bytes": arrivals[url].bytes, "sha256": arrivals[url].sha256, "url": url}
+            shutil.move(arrival.path, path)
+            entry |= {"bytes": arrival.bytes, "sha256": arrival.sha256, "url": file.url}
             # A web server's mark may be another on its next machine; a store's is of the file.
-            if not is_web_address(url):
-                entry |= {"mark": arrivals[url].mark}
+            if not is_web_address(file.url):
+                entry["mark"] = arrival.mark
         else:
             entry |= {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         entries.append(entry)
@@ -79,19 +79,14 @@ def _settle(source: Gathered, place: Path, files: Path, arrivals: Mapping[str, A
 
 def _gather(params: DownloadParams) -> list[Gathered]:
     """What the parameters name, looked up but not fetched."""
-    if params.mix is not None:
-        return [_gather_entry(entry, f"download.mix[{at}]") for at, entry in enumerate(params.mix)]
     if params.path is not None:
         return [_gather_own(params.path, "download.path")]
-    if params.url is not None:
-        return [_gather_address(params.url, _describe(params.url, None), params.sha256)]
-    return [_gather_named(params.source)]
-
-
-def _gather_entry(entry: str, key: str) -> Gathered:
-    if entry in CATALOG:
-        return _gather_named(entry)
-    return _gather_address(entry, _describe(entry, None), None) if "://" in entry else _gather_own(entry, key)
+    if params.mix is None:
+        return [_gather_entry(params.url or params.source, params.sha256)]
+    return [
+        _gather_entry(entry, None) if entry in CATALOG or "://" in entry else _gather_own(entry, f"download.mix[{at}]")
+        for at, entry in enumerate(params.mix)
+    ]
 
 
 def _gather_own(name: str, key: str) -> Gathered:
@@ -101,36 +96,34 @@ def _gather_own(name: str, key: str) -> Gathered:
         if key != "download.path" and (hint := suggest(name, CATALOG)):
             raise ParameterError(f"{error};{hint} known sources: {', '.join(CATALOG)}") from None
         raise
-    return Gathered(_describe(name, None) | {"url": None, "path": name}, root, paths)
+    return Gathered(
+        {"name": _short_name(name), "licence": None, "url": None, "version": None, "path": name}, root, paths
+    )
 
 
-def _gather_named(name: str) -> Gathered:
-    source = CATALOG[name]
-    entry = {**_describe(name, source.licence), "url": source.url}
+def _gather_entry(name: str, sha256: str | None) -> Gathered:
+    """What an entry of the catalogue names, or what lies at an address; of a store's it says how much that is."""
+    source = CATALOG.get(name) or Source(description="", licence=None, url=name, sha256=sha256)
+    entry = {"name": _short_name(name), "licence": source.licence, "url": source.url, "version": source.version}
     if source.find is not None:
-        return Gathered(entry | {"version": source.version}, *source.find())
+        return Gathered(entry, *source.find())
     assert source.url is not None, name
-    gathered = _gather_address(source.url, entry, source.sha256, source)
-    if source.advice:
-        say(f"{name}: {source.advice}")
-    return gathered
-
-
-def _gather_address(url: str, entry: dict[str, Any], sha256: str | None, source: Source | None = None) -> Gathered:
-    """What lies at an address; of a store's, which can be large, it says how much that is."""
+    url, sha256 = source.url, source.sha256
     if is_web_address(url):
         part = PurePosixPath(unquote(urlsplit(url).path)).name
-        name = re.sub(r"[\x00-\x1f\\]", "", part).lstrip(".")[-FILE_NAME_CHARACTERS:] or "text"
-        size = source.bytes if source else None
-        return Gathered(entry, remote={name: RemoteFile(url=url, origin=WebFile(url), bytes=size, sha256=sha256)})
-    listing = list_files(url)
-    if sha256 is not None and len(listing.files) > 1:
-        raise ParameterError(f"download.sha256={sha256!r}: belongs to one file, and {url} has {len(listing.files):,}")
-    files = {name: replace(file, sha256=sha256) for name, file in listing.files.items()}
-    size = sum(file.bytes or 0 for file in files.values())
-    documents = f", about {source.documents:,} documents" if source and source.documents else ""
-    say(f"{entry['name']}: {len(files):,} files, {size / 1e6:,.0f} MB{documents}")
-    return Gathered(entry | {"version": listing.version}, remote=files)
+        file_name = re.sub(r"[\x00-\x1f\\]", "", part).lstrip(".")[-FILE_NAME_CHARACTERS:] or "text"
+        files = {file_name: RemoteFile(url=url, origin=WebFile(url), bytes=source.bytes, sha256=sha256)}
+    else:
+        listed, entry["version"] = list_files(url)
+        if sha256 is not None and len(listed) > 1:
+            raise ParameterError(f"download.sha256={sha256!r}: belongs to one file, and {url} has {len(listed):,}")
+        files = {path: replace(file, sha256=sha256) for path, file in listed.items()}
+        size = sum(file.bytes or 0 for file in files.values())
+        documents = f", about {source.documents:,} documents" if source.documents else ""
+        say(f"{entry['name']}: {len(files):,} files, {size / 1e6:,.0f} MB{documents}")
+    if source.advice:
+        say(f"{name}: {source.advice}")
+    return Gathered(entry, remote=files)
 
 
 def find_changes(raw: Path) -> list[str]:
@@ -140,25 +133,11 @@ def find_changes(raw: Path) -> list[str]:
     for source in manifest.get("sources", ()):  # one of an older version has none, and is made anew by the next repro
         if "path" not in source:
             continue
-        listed = {
-            entry["path"]: (entry["bytes"], entry["sha256"])
-            for entry in manifest["files"]
-            if entry["source"] == source["name"]
-        }
+        listed = {entry["path"]: entry for entry in manifest["files"] if entry["source"] == source["name"]}
         prefix = f"{source['name']}/" if len(manifest["sources"]) > 1 else ""
         try:
             root, paths = find_own(source["path"])
         except LmcoreError:
-            changes |= listed.keys()
-            continue
-        found = {f"{prefix}{path.as_posix()}": root / path for path in paths}
-        changes |= listed.keys() ^ found.keys()
-        for name in listed.keys() & found.keys():
-            if found[name].stat().st_size != listed[name][0] or sha256_file(found[name]) != listed[name][1]:
-                changes.add(name)
+            root, paths = Path(), []
+        changes |= find_changed(listed, {f"{prefix}{path.as_posix()}": root / path for path in paths})
     return sorted(changes)
-
-
-def _describe(entry: str, licence: str | None) -> dict[str, Any]:
-    """What the manifest says of any source: a name, the licence if it is known, its address, its version."""
-    return {"name": _short_name(entry), "licence": licence, "url": entry, "version": None}

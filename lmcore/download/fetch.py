@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -90,28 +91,22 @@ def fetch_files(files: Sequence[RemoteFile], cache: Path) -> Iterator[list[Arriv
         yield []
         return
     cache.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True)
     with hold(cache / "downloads.lock", "download: waiting for another process that downloads"):
         transfers = [Transfer(file, cache) for file in files]
         require_space(cache, sum(max(0, (each.file.bytes or 0) - each.size) for each in transfers))
-        yield _run_all(transfers, console)
+        stop = threading.Event()
+        with Bars(files) as bars, ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            futures = [pool.submit(transfer.run, bars, stop) for transfer in transfers]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:  # the first failure ends the others
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+        yield [future.result() for future in futures]
         for transfer in transfers:
             transfer.version.unlink(missing_ok=True)
-
-
-def _run_all(transfers: "Sequence[Transfer]", console: Console) -> list[Arrival]:
-    """What every transfer brings, in their order. The first failure ends the others."""
-    stop = threading.Event()
-    with Bars(console, [transfer.file for transfer in transfers]) as bars, ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        futures = [pool.submit(transfer.run, bars, stop) for transfer in transfers]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
 
 
 class Transfer:
@@ -138,9 +133,10 @@ class Transfer:
 
     def run(self, bars: "Bars", stop: threading.Event) -> Arrival:
         """Request until the file is whole, and verify it."""
-        persist(lambda: self._request(bars, stop), self.file.url, bars.say, lambda: self.size, stop)
+        say = partial(bars.console.out, highlight=False)  # between the bars
+        persist(lambda: self._request(bars, stop), self.file.url, say, lambda: self.size, stop)
         sha256 = self._verify()
-        bars.finish(self.file)
+        bars.update(bars.of_file[self.file.url], visible=len(bars.of_file) == 1)
         return Arrival(self.partial, self.size, sha256, self.mark)
 
     def restart(self, mark: str | None) -> None:
@@ -177,7 +173,7 @@ class Transfer:
                     if error.errno in FULL_DISK:
                         error.filename = str(self.partial.parent)
                     raise
-                bars.advance(self.file, len(chunk))
+                bars.grow(self.file, len(chunk))
                 if stop.is_set():
                     raise StoppedError
 
@@ -242,42 +238,27 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-class Bars:
+class Bars(Progress):
     """A bar for each file on its way, and one for all, on standard error, where that is a terminal."""
 
-    def __init__(self, console: Console, files: Sequence[RemoteFile]) -> None:
+    def __init__(self, files: Sequence[RemoteFile]) -> None:
+        console = Console(stderr=True)
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self.tasks = {
-            file.url: self.progress.add_task(file.url.rpartition("/")[2], total=file.bytes, visible=False)
-            for file in files
+        super().__init__(*columns, console=console, disable=not console.is_terminal)
+        self.of_file = {
+            file.url: self.add_task(file.url.rpartition("/")[2], total=file.bytes, visible=False) for file in files
         }
         sizes = [file.bytes for file in files if file.bytes is not None]
         total = sum(sizes) if len(sizes) == len(files) else None
-        self.whole = self.progress.add_task(f"{len(files):,} files", total=total, visible=len(files) > 1)
-
-    def __enter__(self) -> "Bars":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        self.whole = self.add_task(f"{len(files):,} files", total=total, visible=len(files) > 1)
 
     def show(self, file: RemoteFile, size: int, total: int | None) -> None:
         """A request for `file` has begun, of which `size` bytes are here."""
-        task = self.tasks[file.url]
-        self.progress.update(self.whole, advance=size - self.progress.tasks[task].completed)
-        self.progress.update(task, completed=size, total=total, visible=True)
+        task = self.of_file[file.url]
+        self.update(self.whole, advance=size - self.tasks[task].completed)
+        self.update(task, completed=size, total=total, visible=True)
 
-    def advance(self, file: RemoteFile, size: int) -> None:
+    def grow(self, file: RemoteFile, size: int) -> None:
         """So many bytes more have come."""
-        for task in (self.tasks[file.url], self.whole):
-            self.progress.update(task, advance=size)
-
-    def finish(self, file: RemoteFile) -> None:
-        """The file is whole; of many, its bar goes."""
-        self.progress.update(self.tasks[file.url], visible=len(self.tasks) == 1)
-
-    def say(self, line: str) -> None:
-        """A line between the bars."""
-        self.progress.console.out(line, highlight=False)
+        for task in (self.of_file[file.url], self.whole):
+            self.update(task, advance=size)

@@ -1,7 +1,6 @@
 """Parameters of the download stage."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Self
 from urllib.parse import unquote, urlsplit
@@ -28,8 +27,11 @@ class DownloadParams(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.path is not None and self.url is not None:
-            raise ValueError(f"download.path={self.path!r} and download.url={self.url!r}: set one of them, not both")
+        given = [
+            f"download.{key}={value!r}" for key in ("mix", "path", "url") if (value := getattr(self, key)) is not None
+        ]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given[:2])}: set one of them, not both")
         if self.path == "":
             raise ValueError("download.path='': must name a file or a folder, or be null")
         if self.sha256 is not None and self.url is None:
@@ -43,9 +45,6 @@ class DownloadParams(Section):
         return self
 
     def _check_mix(self, mix: Sequence[str]) -> None:
-        for key in ("path", "url"):
-            if (value := getattr(self, key)) is not None:
-                raise ValueError(f"download.mix={mix} and download.{key}={value!r}: set one of them, not both")
         if not mix:
             raise ValueError("download.mix=[]: must name sources, or be null")
         for at, entry in enumerate(mix):
@@ -53,11 +52,10 @@ class DownloadParams(Section):
                 raise ValueError(f"download.mix[{at}]='': must be a source's name, an address or a path")
             if "://" in entry:
                 _check_address(f"download.mix[{at}]", entry)
-        names = [_short_name(entry) for entry in mix]
-        for name, count in Counter(name.casefold() for name in names).items():
-            if count > 1:
-                same = ", ".join(entry for entry in mix if _short_name(entry).casefold() == name)
-                raise ValueError(f"download.mix: {same} would all be called {name!r}: rename or leave out all but one")
+        names = [_short_name(entry).casefold() for entry in mix]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            same = ", ".join(entry for entry, name in zip(mix, names, strict=True) if name == twice)
+            raise ValueError(f"download.mix: {same} would all be called {twice!r}: rename or leave out all but one")
 
 
 def _short_name(entry: str) -> str:

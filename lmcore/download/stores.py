@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -27,14 +26,6 @@ MARKS = ("ETag", "etag", "mtime", "last_modified", "LastModified")
 OUR_MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The files at an address by their names below it, and the version of the whole, a commit, if it has any."""
-
-    files: dict[str, RemoteFile]
-    version: str | None
-
-
 def explain_address(address: str) -> str | None:
     """What is wrong with the address of a store; None if nothing is."""
     protocol, separator, path = address.partition("://")
@@ -47,9 +38,10 @@ def explain_address(address: str) -> str | None:
     return None if path.strip("/") else "must name something in the store"
 
 
-def list_files(address: str) -> Listing:
+def list_files(address: str) -> tuple[dict[str, RemoteFile], str | None]:
     """The file, the folder's files or those that the pattern matches at `address`, but hidden ones.
 
+    By their names below it; and the version of the whole, a commit, if it has any.
     Raises LmcoreError without the driver, DataError if nothing is there, if access is denied, or if a name cannot be a
     file's name below one folder.
     """
@@ -69,10 +61,12 @@ def list_files(address: str) -> Listing:
         if not any(part.startswith(".") and part.strip(".") for part in name.split("/")):
             _check_name(address, name)
             files[name] = _describe(system, full, info, f"{folder}/{name}")
-    _check_folders(address, files)
+    folders = {str(parent) for name in files for parent in PurePosixPath(name).parents}
+    if clash := sorted(folders & files.keys()):  # as stores allow
+        raise DataError(f"{address}: {clash[0]!r} is a file and a folder there: choose one by a pattern")
     if not files:
         raise DataError(f"{address}: no files there (hidden ones do not count)")
-    return Listing(dict(sorted(files.items())), version)
+    return dict(sorted(files.items())), version
 
 
 class StoredFile:
@@ -97,7 +91,8 @@ class StoredFile:
         with _translated(self.url):
             info = self.system.info(self.path)
             file = self.system.open(self.path, "rb", block_size=CHUNK_BYTES, cache_type="none")
-        version, size = read_mark(info), info["size"]
+        version = next((str(info[key]).strip('"') for key in MARKS if info.get(key)), None)
+        size = info["size"]
         first = start if mark == version and start <= size else 0
         with file:
             yield Body(first, size, version, self._read(file, first, size))
@@ -111,11 +106,6 @@ class StoredFile:
                 return
             yield chunk
             place += len(chunk)
-
-
-def read_mark(info: Mapping[str, Any]) -> str | None:
-    """What names the version of a file, as its driver tells it."""
-    return next((str(info[key]).strip('"') for key in MARKS if info.get(key)), None)
 
 
 def _connect(protocol: str, address: str) -> tuple[Any, str]:
@@ -197,13 +187,6 @@ def _check_name(address: str, name: str) -> None:
         raise DataError(f"{address}: the name {name!a} cannot be a file's here: choose the others by a pattern")
 
 
-def _check_folders(address: str, files: Mapping[str, object]) -> None:
-    """Raise DataError if a name is another one's folder, as stores allow."""
-    folders = {str(parent) for name in files for parent in PurePosixPath(name).parents}
-    if clash := sorted(folders & files.keys()):
-        raise DataError(f"{address}: {clash[0]!r} is a file and a folder there: choose one by a pattern")
-
-
 @contextmanager
 def _translated(url: str) -> Iterator[None]:
     """A driver's exceptions as ours: those that may pass, and those that a user must mend."""
@@ -211,15 +194,13 @@ def _translated(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError(f"{url}: not there ({_one_line(error)}): check the address") from None
-    except PermissionError as error:
-        raise DataError(f"{url}: no access ({_one_line(error)}): check the address and your credentials") from None
     except ValueError as error:
         raise DataError(f"{url}: {_one_line(error)}: check the address") from None
     except (LmcoreError, TransferError, *OUR_MISTAKES):
         raise
     except Exception as error:  # each driver has its own kinds
         status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in NEEDS_CREDENTIALS:
+        if isinstance(error, PermissionError) or status in NEEDS_CREDENTIALS:
             raise DataError(f"{url}: no access ({_one_line(error)}): check the address and your credentials") from None
         raise TransferError(f"no answer ({_one_line(error)})") from None
 

@@ -97,7 +97,6 @@ def is_web_address(url: str) -> bool:
 
 
 def _read(response: addinfourl) -> Iterator[bytes]:
-    """The body as it comes."""
     while True:
         try:
             chunk = response.read(CHUNK_BYTES)

@@ -70,8 +70,8 @@ def encode_splits(
                 counted = progress.follow(encoded, sizes[split])
                 with SplitWriter(new, split, params.shard_tokens, dtype, tokenizer.end_of_text) as writer:
                     for source, part_folder in zip([part.source for part in parts], counted, strict=True):
-                        lengths, ids, size = load_part(part_folder)
-                        if len(lengths):
+                        documents, ids, size = load_part(part_folder)
+                        if documents:
                             writer.open_document(source)
                             writer.append(ids, size)
                 if not writer.text_tokens:
@@ -93,18 +93,16 @@ def encode_part(
     tokenizer = _restore(kind, artefact)
     separator = np.array([tokenizer.end_of_text], dtype=dtype)
     pieces: list[NDArray[Any]] = []
-    lengths: list[int] = []
-    size = 0
+    documents = size = 0
     for batch in part.read():
         for ids in tokenizer.encode_batch(batch, threads):
-            pieces += [separator] if lengths else []
+            pieces += [separator] if documents else []
             pieces.append(ids.astype(dtype))
-            lengths.append(len(ids))
+            documents += 1
             size += int(tokenizer.byte_lengths[ids].sum())
     with write_folder(folder) as new:
         save_array(new / "tokens.npy", np.concatenate([np.empty(0, dtype), *pieces]))
-        save_array(new / "lengths.npy", np.array(lengths, dtype=np.uint64))
-        write_json(new / "bytes.json", size)
+        write_json(new / "counts.json", {"documents": documents, "bytes": size})
     return folder
 
 
@@ -113,11 +111,11 @@ def _restore(kind: type[Tokenizer], artefact: bytes) -> Tokenizer:
     return kind(artefact)
 
 
-def load_part(folder: Path) -> tuple[NDArray[np.uint64], NDArray[Any], int]:
-    """What `encode_part` wrote: tokens of each document, all tokens, bytes of text. A damaged part is removed."""
+def load_part(folder: Path) -> tuple[int, NDArray[Any], int]:
+    """What `encode_part` wrote: the number of documents, all tokens, bytes of text. A damaged part is removed."""
     try:
-        ids = np.load(folder / "tokens.npy", mmap_mode="r")
-        return np.load(folder / "lengths.npy"), ids, read_json(folder / "bytes.json", "")
+        counts = read_json(folder / "counts.json", "")
+        return counts["documents"], np.load(folder / "tokens.npy", mmap_mode="r"), counts["bytes"]
     except (ValueError, EOFError, OSError, ArtifactError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise ArtifactError(

@@ -11,15 +11,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from lmcore.encode.shard_writer import SplitWriter, choose_dtype, write_manifest
 from lmcore.errors import DataError, ParameterError
-from lmcore.files import named_path, read_array_header, read_json, sha256_file, write_folder
+from lmcore.files import find_changed, named_path, read_array_header, read_json, write_folder
 from lmcore.tokenizer.base import Tokenizer
 from lmcore.tokens.checksums import VerifiedFiles
 from lmcore.tokens.shards import MANIFEST, REMEDY
 
 # train.bin and val.bin; tiny_shakespeare_train.bin; fineweb_train_000001.bin, of which there may be many.
 NAME = re.compile(r"(?P<set>(?:.*[_-])?(?P<split>train|val|validation))(?:[_-]?\d+)?(?P<format>\.(?:bin|npy|txt|ids))")
-SPLITS = {"train": "train", "val": "validation", "validation": "validation"}
-SOURCE = "tokenized"
 CHUNK_BYTES = 1 << 20
 # llm.c, dev/data/data_common.py: 256 int32 before the tokens, of which the first are magic, version, count.
 LLMC_HEADER_BYTES = 1024
@@ -45,7 +43,7 @@ def take_tokens(
         entries = {}
         for split, some in files.items():
             with SplitWriter(new, split, shard_tokens, dtype, tokenizer.end_of_text) as writer:
-                writer.open_document(SOURCE)
+                writer.open_document("tokenized")
                 chunks = (ids for file in some for ids in file.read())
                 for ids in trim(chunks, tokenizer.end_of_text):
                     writer.append(ids, int(tokenizer.byte_lengths[ids].sum()))
@@ -53,7 +51,7 @@ def take_tokens(
                 raise DataError(f"{', '.join(str(file.path) for file in some)}: there is no token but end-of-text")
             entries[split] = writer.describe(verified)
         origin = [
-            {"file": file.path.name, "bytes": file.bytes, "sha256": file.sha256}
+            {"file": file.path.name, "bytes": file.bytes, "sha256": file.digest.hexdigest()}
             for some in files.values()
             for file in some
         ]
@@ -67,22 +65,19 @@ def find_tokenized(name: str) -> dict[str, list[Path]]:
         raise ParameterError(
             f"encode.tokenized={name!r}: {folder} is no folder; a relative path begins at dvc.yaml's folder"
         )
-    found: dict[str, list[Path]] = {"train": [], "validation": []}
-    sets: dict[str, set[str]] = {"train": set(), "validation": set()}
-    for path, match in match_files(folder):
-        split = SPLITS[match["split"]]
-        found[split].append(path)
-        sets[split].add(match["set"] + match["format"])
-    for split, paths in found.items():
-        if not paths:
-            short = "val" if split == "validation" else split
+    found = {}
+    for split, short in (("train", "train"), ("validation", "val")):
+        named = [(path, match) for path, match in match_files(folder) if match["split"].startswith(short)]
+        found[split] = [path for path, _ in named]
+        sets = sorted({match["set"] + match["format"] for _, match in named})
+        if not sets:
             raise ParameterError(
                 f"encode.tokenized={name!r}: no {split} tokens in {folder}: there must be {short}.bin, {short}.npy, "
                 f"{short}.txt or {short}.ids"
             )
-        if len(sets[split]) > 1:
+        if len(sets) > 1:
             raise ParameterError(
-                f"encode.tokenized={name!r}: {' and '.join(sorted(sets[split]))} could both be the {split} tokens: "
+                f"encode.tokenized={name!r}: {' and '.join(sets)} could both be the {split} tokens: "
                 f"keep one of them in {folder}"
             )
     return found
@@ -101,39 +96,26 @@ def find_changed_tokens(folder: Path) -> list[str]:
     if tokenized is None:
         return []
     place = named_path(tokenized["path"])
-    listed = {entry["file"]: (entry["bytes"], entry["sha256"]) for entry in tokenized["files"]}
     found = {path.name: path for path, _ in match_files(place)} if place.is_dir() else {}
-    changed = {
-        name
-        for name in listed.keys() & found.keys()
-        if found[name].stat().st_size != listed[name][0] or sha256_file(found[name]) != listed[name][1]
-    }
-    return sorted(changed | (listed.keys() ^ found.keys()))
+    return sorted(find_changed({entry["file"]: entry for entry in tokenized["files"]}, found))
 
 
 def trim(chunks: Iterator[NDArray[np.int64]], end_of_text: int) -> Iterator[NDArray[np.int64]]:
     """The chunks without an end-of-text at the very beginning and one at the very end."""
     held = np.empty(0, np.int64)
-    is_first = True
-    for ids in chunks:
-        text = np.concatenate([held, ids[1:] if is_first and ids[0] == end_of_text else ids])
-        is_first = False
+    for number, ids in enumerate(chunks):
+        text = np.concatenate([held, ids[1:] if number == 0 and ids[0] == end_of_text else ids])
         yield text[:-1]
         held = text[-1:]
     yield held[held != end_of_text]
 
 
 class TokenFile:
-    """A file of ids, read once from the beginning to the end; then its `bytes` and `sha256` are known."""
+    """A file of ids, read once from the beginning to the end; then its `bytes` and the `digest` of them are known."""
 
     def __init__(self, path: Path, vocab_size: int) -> None:
         self.path, self.vocab_size, self.bytes = path, vocab_size, 0
-        self._digest = sha256()
-
-    @property
-    def sha256(self) -> str:
-        """Of what was read."""
-        return self._digest.hexdigest()
+        self.digest = sha256()
 
     def read(self) -> Iterator[NDArray[np.int64]]:
         """The ids, (n,), a chunk at a time, none of them empty. Raises DataError."""
@@ -220,6 +202,6 @@ class TokenFile:
 
     def _take(self, file: BinaryIO, size: int) -> bytes:
         chunk = file.read(size)
-        self._digest.update(chunk)
+        self.digest.update(chunk)
         self.bytes += len(chunk)
         return chunk

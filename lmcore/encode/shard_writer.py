@@ -38,59 +38,17 @@ class ArrayWriter:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
-class ShardWriter:
-    """Cuts a stream of tokens into SPLIT-00000.npy, ... of exactly `shard_tokens` tokens, the last one shorter.
-
-    Nothing but the current chunk is in memory.
-    """
-
-    def __init__(self, folder: Path, split: str, shard_tokens: int, dtype: DTypeLike) -> None:
-        self._folder, self._split, self._shard_tokens, self._dtype = folder, split, shard_tokens, dtype
-        self._shards: list[ArrayWriter] = []
-        self._is_open = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def append(self, tokens: NDArray[Any]) -> None:
-        """Add one-dimensional `tokens`, however many."""
-        while len(tokens):
-            if not self._is_open:
-                path = self._folder / f"{self._split}-{len(self._shards):05d}.npy"
-                self._shards.append(ArrayWriter(path, self._dtype))
-                self._is_open = True
-            shard = self._shards[-1]
-            part = tokens[: self._shard_tokens - shard.count]
-            shard.append(part)
-            tokens = tokens[len(part) :]
-            if shard.count == self._shard_tokens:
-                self.close()
-
-    def describe(self, verified: VerifiedFiles) -> list[dict[str, Any]]:
-        """The manifest's entry of each shard, once all are closed."""
-        return [
-            {"file": shard.path.name, "tokens": shard.count, "sha256": verified.examine(shard.path).sha256}
-            for shard in self._shards
-        ]
-
-    def close(self) -> None:
-        """End the current shard; the next tokens open another."""
-        if self._is_open:
-            self._is_open = False
-            self._shards[-1].close()
-
-
 class SplitWriter:
     """One split: its shards, SPLIT-documents.npy (see `TokenShards.documents`), and what of it is whose.
 
-    An end-of-text stands between documents only; the one in front of the first is virtual.
+    The stream of tokens is cut into SPLIT-00000.npy, ... of exactly `shard_tokens` tokens, the last one shorter;
+    nothing but the current chunk is in memory. An end-of-text stands between documents only; the one in front of the
+    first is virtual.
     """
 
     def __init__(self, folder: Path, split: str, shard_tokens: int, dtype: DTypeLike, end_of_text: int) -> None:
-        self._shards = ShardWriter(folder, split, shard_tokens, dtype)
+        self._folder, self._split, self._shard_tokens, self._dtype = folder, split, shard_tokens, dtype
+        self._shards: list[ArrayWriter] = []  # the last one is open
         self._documents = ArrayWriter(folder / f"{split}-documents.npy", np.uint64)
         self._end_of_text = end_of_text
         self._tokens = 0
@@ -100,8 +58,8 @@ class SplitWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._documents.close()
-        self._shards.close()
+        for array in (self._documents, *self._shards[-1:]):
+            array.close()
 
     @property
     def text_tokens(self) -> int:
@@ -121,10 +79,18 @@ class SplitWriter:
     def append(self, tokens: NDArray[Any], size: int) -> None:
         """Add `tokens` of the open document, and of others that end-of-texts among them open; `size` bytes of text."""
         self._add_documents(np.flatnonzero(tokens == self._end_of_text) + (self._tokens + 1))
-        self._shards.append(tokens)
         self._tokens += len(tokens)
         self._sources[-1]["tokens"] += len(tokens)
         self._sources[-1]["bytes"] += size
+        while len(tokens):
+            if not self._shards or self._shards[-1].count == self._shard_tokens:
+                for shard in self._shards[-1:]:
+                    shard.close()
+                path = self._folder / f"{self._split}-{len(self._shards):05d}.npy"
+                self._shards.append(ArrayWriter(path, self._dtype))
+            part = tokens[: self._shard_tokens - self._shards[-1].count]
+            self._shards[-1].append(part)
+            tokens = tokens[len(part) :]
 
     def _add_documents(self, offsets: NDArray[Any]) -> None:
         self._documents.append(offsets)
@@ -139,7 +105,10 @@ class SplitWriter:
             "bytes": sum(source["bytes"] for source in self._sources),
             "sources": self._sources,
             "document_offsets": {"file": documents.path.name, "sha256": verified.examine(documents.path).sha256},
-            "shards": self._shards.describe(verified),
+            "shards": [
+                {"file": shard.path.name, "tokens": shard.count, "sha256": verified.examine(shard.path).sha256}
+                for shard in self._shards
+            ],
         }
 
 

@@ -26,11 +26,6 @@ class Chunk:
     files: tuple[RawFile, ...]
     size: int  # bytes on disk
 
-    def describe_files(self) -> str:
-        """Which they are, for a message."""
-        first, last = self.files[0].path, self.files[-1].path
-        return str(first) if first == last else f"a file from {first} to {last}"
-
     def read(self) -> Iterator[Document | Rejection]:
         """Every document, in order; what cannot be read as a rejection. Nothing but a document is in memory."""
         for file in self.files:

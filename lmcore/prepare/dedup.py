@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lmcore.errors import DataError
-from lmcore.prepare.documents import REJECTION_COLUMNS, Rejection, name_row, open_parquet, to_table
+from lmcore.prepare.documents import REJECTION_COLUMNS, Rejection, Row, open_parquet, to_table
 from lmcore.prepare.minhash import NearDuplicates
 from lmcore.prepare.params import PrepareParams
 
@@ -53,7 +53,8 @@ class Deduplicator:
             for group in table.iter_batches():
                 rejections = [self._find_rejection(row) for row in group.to_pylist()]
                 marks.append(np.array([rejection is None for rejection in rejections]))
-                self._count(group, marks[-1])
+                self.documents += len(rejections)
+                self._count(group.filter(pa.array(marks[-1])))
                 self._record([rejection for rejection in rejections if rejection is not None])
         return np.concatenate(marks)
 
@@ -61,17 +62,15 @@ class Deduplicator:
         file, number, size = row["file"], row["row"], row["bytes"]
         if row["reason"] is not None:
             return Rejection(file, number, row["reason"], size, row["excerpt"])
-        name = name_row(file, number)
+        name = Row(file, number).id
         if (first := self._first.find(name, row["digest"])) is not None:
             return Rejection(file, number, "duplicate", size, first)
         if self._near is not None and (first := self._near.find(name, row["signature"])) is not None:
             return Rejection(file, number, "near_duplicate", size, first)
         return None
 
-    def _count(self, group: pa.RecordBatch, marks: NDArray[np.bool_]) -> None:
-        kept = group.filter(pa.array(marks))
+    def _count(self, kept: pa.RecordBatch) -> None:
         characters = kept["characters"].to_numpy()
-        self.documents += len(marks)
         self.kept += len(kept)
         self.kept_characters += int(characters.sum())
         self.kept_bytes += int(kept["bytes"].to_numpy().sum())
@@ -121,10 +120,9 @@ class FirstSeen:
         try:
             if self._table.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest, name)).rowcount:
                 return None
-            first: str = self._table.execute("SELECT name FROM seen WHERE digest = ?", (digest,)).fetchone()[0]
+            return str(self._table.execute("SELECT name FROM seen WHERE digest = ?", (digest,)).fetchone()[0])
         except sqlite3.OperationalError as error:
             raise DataError(f"{self._path} cannot grow ({error}): free some space, or raise ulimit -f") from None
-        return first
 
     def close(self) -> None:
         """Free the memory and the file."""

@@ -23,22 +23,27 @@ EXCERPT_CHARACTERS = 80
 DOCUMENT_COLUMNS = pa.schema([("id", pa.large_string()), ("text", pa.large_string()), ("bytes", pa.int64())])
 TEXT_COLUMN = DOCUMENT_COLUMNS.get_field_index("text")
 REJECTION_COLUMNS = pa.schema(
-    [
-        *(("file", pa.string()), ("row", pa.int64()), ("reason", pa.string())),
-        *(("bytes", pa.int64()), ("excerpt", pa.string())),
-    ]
+    {"file": pa.string(), "row": pa.int64(), "reason": pa.string(), "bytes": pa.int64(), "excerpt": pa.string()}
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """One text, exactly as published; `bytes` is its length as UTF-8.
-
-    `row`: its line, row or number in `file`, from 1, where the file holds several.
-    """
+class Row:
+    """A place in the raw text: a file, or the `row` (line, number) in it, from 1, where the file holds several."""
 
     file: str
     row: int | None
+
+    @property
+    def id(self) -> str:
+        """Its name in the corpus: no other has it, unless a file's own name ends like that of a row."""
+        return self.file if self.row is None else f"{self.file}:{self.row}"
+
+
+@dataclass(frozen=True, slots=True)
+class Document(Row):
+    """One text, exactly as published; `bytes` is its length as UTF-8."""
+
     text: str
     bytes: int
 
@@ -47,31 +52,14 @@ class Document:
         """The document with its bytes counted. Raises UnicodeError for a lone surrogate, which UTF-8 cannot say."""
         return cls(file, row, text, len(text) if text.isascii() else len(text.encode()))
 
-    @property
-    def id(self) -> str:
-        """Its name in the corpus: no other has it, unless a file's own name ends like that of a row."""
-        return name_row(self.file, self.row)
-
 
 @dataclass(frozen=True, slots=True)
-class Rejection:
+class Rejection(Row):
     """A document that was left out: where it lies, why, and how it begins."""
 
-    file: str
-    row: int | None
     reason: str
     bytes: int
     excerpt: str
-
-    @property
-    def id(self) -> str:
-        """Its name, as that of a document."""
-        return name_row(self.file, self.row)
-
-
-def name_row(file: str, row: int | None) -> str:
-    """Return the name of what lies in this row of a file, or of the file."""
-    return file if row is None else f"{file}:{row}"
 
 
 Item = TypeVar("Item", Document, Document | Rejection)
@@ -124,22 +112,17 @@ class DocumentWriter:
         """Append the documents as one row group, which comes back as one batch."""
         if not documents:
             return
-        part = self._part
-        if part is None or self._part_bytes >= PART_BYTES:
-            part = self._begin_part()
-        part.write_table(to_table(documents, self._columns))
+        if self._part is None or self._part_bytes >= PART_BYTES:
+            self._end_part()
+            self._path = self._folder / f"part-{self._parts:05d}.parquet"
+            self._part = open_parquet(self._path, self._columns)
+            self._parts += 1
+            self._part_bytes = 0
+        self._part.write_table(to_table(documents, self._columns))
         size = sum(document.bytes for document in documents)
         self._part_bytes += size
         self.bytes += size
         self.documents += len(documents)
-
-    def _begin_part(self) -> pq.ParquetWriter:
-        self._end_part()
-        self._path = self._folder / f"part-{self._parts:05d}.parquet"
-        self._part = open_parquet(self._path, self._columns)
-        self._parts += 1
-        self._part_bytes = 0
-        return self._part
 
     def _end_part(self) -> None:
         if self._part is not None:

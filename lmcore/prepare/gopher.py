@@ -6,7 +6,7 @@ count. The rules are made for natural language in English: of Python's standard 
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 BULLETS = ("•", "‣", "◦", "▪", "-", "*")
@@ -59,9 +59,9 @@ def measure_gopher(text: str) -> dict[str, float]:
         "stop_words": len(STOP_WORDS.intersection(words)),
     }
     for name, units in (("line", lines), ("paragraph", paragraphs)):
-        again = list(find_repeated(units))
-        facts[f"repeated_{name}s"] = len(again) / max(1, len(units))
-        facts[f"repeated_{name}_characters"] = sum(map(len, again)) / max(1, len(text))
+        first = set(units)  # the others were there before
+        facts[f"repeated_{name}s"] = (len(units) - len(first)) / max(1, len(units))
+        facts[f"repeated_{name}_characters"] = (sum(map(len, units)) - sum(map(len, first))) / max(1, len(text))
     for n in (2, 3, 4):
         facts[f"top_{n}_gram_characters"] = count_top(words, n) / characters
     for n in range(5, 11):
@@ -73,15 +73,6 @@ def share(outcomes: Iterable[bool]) -> float:
     """The share of true ones; 0 of none."""
     found = list(outcomes)
     return sum(found) / max(1, len(found))
-
-
-def find_repeated(units: Sequence[str]) -> Iterator[str]:
-    """Each unit that was there before."""
-    seen: set[str] = set()
-    for unit in units:
-        if unit in seen:
-            yield unit
-        seen.add(unit)
 
 
 def count_top(words: Sequence[str], n: int) -> int:

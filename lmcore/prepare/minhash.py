@@ -48,8 +48,7 @@ class NearDuplicates:
         self._read = LeanMinHash
         self._similarity = similarity
         self._index = MinHashLSH(min(similarity, GREATEST_THRESHOLD), PERMUTATIONS, weights=WEIGHTS)
-        self._names: list[str] = []
-        self._sketches: list[Any] = []
+        self._known: list[tuple[str, Any]] = []  # the names with their sketches, by their places in the index
 
     def find(self, name: str, signature: bytes) -> str | None:
         """The name of the first document that this one is almost the same as; None makes this one known."""
@@ -57,9 +56,9 @@ class NearDuplicates:
             return None
         sketch = self._read(seed=SEED, hashvalues=np.frombuffer(signature, np.uint32), scheme=SCHEME)
         for place in sorted(map(int, self._index.query(sketch))):
-            if sketch.jaccard(self._sketches[place]) >= self._similarity:
-                return self._names[place]
-        self._index.insert(len(self._names), sketch)
-        self._names.append(name)
-        self._sketches.append(sketch)
+            known, other = self._known[place]
+            if sketch.jaccard(other) >= self._similarity:
+                return known
+        self._index.insert(len(self._known), sketch)
+        self._known.append((name, sketch))
         return None

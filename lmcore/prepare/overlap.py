@@ -35,10 +35,7 @@ class Readable(Protocol):
 
 def collect_sequences(parts: Sequence[Readable], executor: Executor) -> Hashes:
     """The hashes of the distinct sequences of 13 words, sorted: the smallest of many, which is a fair sample."""
-    smallest = Smallest()
-    for hashes in executor.map(sample_sequences, parts):
-        smallest.add(hashes)
-    return smallest.take()
+    return _take_smallest(executor.map(sample_sequences, parts))
 
 
 def measure_overlaps(
@@ -49,81 +46,54 @@ def measure_overlaps(
     Memory does not grow with the text. The standard error of the sampling is below 0.0005. The samples lie in the
     folder `place` meanwhile.
     """
-    paths = {name: place / f"{name}.npy" for name in samples}
-    for name, sample in samples.items():
-        save_array(paths[name], sample)
-    found = {name: np.zeros(len(sample), bool) for name, sample in samples.items()}
-    for marks in executor.map(partial(find_sequences, samples=paths), text):
-        for name, bits in marks.items():
-            found[name] |= np.unpackbits(bits, count=len(found[name])).astype(bool)
-    return {name: float(np.count_nonzero(marks) / max(1, len(marks))) for name, marks in found.items()}
+    sought = _sort_distinct(np.concatenate([*samples.values()]))
+    save_array(place / "sought.npy", sought)
+    found = np.zeros(len(sought), bool)
+    for bits in executor.map(partial(find_sequences, path=place / "sought.npy"), text):
+        found |= np.unpackbits(bits, count=len(found)).astype(bool)
+    return {
+        name: float(np.count_nonzero(found[np.searchsorted(sought, sample)]) / max(1, len(sample)))
+        for name, sample in samples.items()
+    }
 
 
 def sample_sequences(part: Readable) -> Hashes:
     """The smallest hashes of sequences in `part`, at most SEQUENCE_SAMPLE, sorted."""
-    smallest = Smallest()
-    for hashes in _iterate_hashes(part.read()):
-        smallest.add(hashes)
-    return smallest.take()
+    return _take_smallest(_iterate_hashes(part.read()))
 
 
-class Smallest:
-    """The smallest distinct hashes of many, at most SEQUENCE_SAMPLE; memory holds two or three times as many."""
-
-    def __init__(self) -> None:
-        self._sample: Hashes = np.empty(0, np.uint64)
-        self._waiting: list[Hashes] = []
-        self._waiting_count = 0
-
-    def add(self, hashes: Hashes) -> None:
-        """Some more, in any order."""
-        if len(self._sample) == SEQUENCE_SAMPLE:
-            hashes = hashes[hashes < self._sample[-1]]
-        self._waiting.append(hashes)
-        self._waiting_count += len(hashes)
-        if self._waiting_count >= SEQUENCE_SAMPLE:  # to sort all of them for each few took most of the time
-            self.take()
-
-    def take(self) -> Hashes:
-        """Those that are the smallest so far, sorted."""
-        self._sample = _sort_distinct(np.concatenate([self._sample, *self._waiting]))[:SEQUENCE_SAMPLE]
-        self._waiting, self._waiting_count = [], 0
-        return self._sample
+def _take_smallest(arrays: Iterable[Hashes]) -> Hashes:
+    """The smallest distinct hashes, at most SEQUENCE_SAMPLE, sorted; memory holds two or three times as many."""
+    sample: Hashes = np.empty(0, np.uint64)
+    candidates = (some if len(sample) < SEQUENCE_SAMPLE else some[some < sample[-1]] for some in arrays)
+    for hashes in _gather(candidates, SEQUENCE_SAMPLE):  # to sort all of them for each few took most of the time
+        sample = _sort_distinct(np.concatenate([sample, hashes]))[:SEQUENCE_SAMPLE]
+    return sample
 
 
-def find_sequences(part: Readable, *, samples: Mapping[str, Path]) -> dict[str, NDArray[np.uint8]]:
-    """Which of the sequences in the files `samples` occur in `part`, a bit for each."""
-    searches = {name: Search(np.load(path)) for name, path in samples.items()}
-    for hashes in _iterate_hashes(part.read()):
-        for search in searches.values():
-            search.add(hashes)
-    return {name: np.packbits(search.take()) for name, search in searches.items()}
+def find_sequences(part: Readable, *, path: Path) -> NDArray[np.uint8]:
+    """Which of the hashes in the file `path`, sorted and distinct, are of sequences in `part`, a bit for each."""
+    sought: Hashes = np.load(path)
+    begins = np.zeros(1 << BEGIN_BITS, bool)
+    begins[sought >> BEGIN_SHIFT] = True
+    found = np.zeros(len(sought), bool)
+    candidates = (some[begins[some >> BEGIN_SHIFT]] for some in _iterate_hashes(part.read()))
+    for hashes in map(np.sort, _gather(candidates, LOOK_UP_AT_ONCE)):
+        places = np.minimum(np.searchsorted(sought, hashes), len(sought) - 1)
+        found[places[sought[places] == hashes]] = True
+    return np.packbits(found)
 
 
-class Search:
-    """Which of the `sought` hashes, sorted and distinct, have been seen."""
-
-    def __init__(self, sought: Hashes) -> None:
-        self._sought, self._found = sought, np.zeros(len(sought), bool)
-        self._begins = np.zeros(1 << BEGIN_BITS, bool)
-        self._begins[sought >> BEGIN_SHIFT] = True
-        self._waiting: list[Hashes] = []
-        self._waiting_count = 0
-
-    def add(self, hashes: Hashes) -> None:
-        """See these hashes, in any order."""
-        self._waiting.append(hashes[self._begins[hashes >> BEGIN_SHIFT]])
-        self._waiting_count += len(self._waiting[-1])
-        if self._waiting_count >= LOOK_UP_AT_ONCE:
-            self.take()
-
-    def take(self) -> NDArray[np.bool_]:
-        """A mark for each that was seen so far."""
-        hashes = np.sort(np.concatenate([np.empty(0, np.uint64), *self._waiting]))
-        self._waiting, self._waiting_count = [], 0
-        places = np.minimum(np.searchsorted(self._sought, hashes), len(self._sought) - 1)
-        self._found[places[self._sought[places] == hashes]] = True
-        return self._found
+def _gather(arrays: Iterable[Hashes], count: int) -> Iterator[Hashes]:
+    """The hashes in arrays of at least `count`, but for the last, which may be empty."""
+    waiting, size = [np.empty(0, np.uint64)], 0
+    for array in arrays:
+        waiting.append(array)
+        size += len(array)
+        if size >= count:
+            yield np.concatenate(waiting)
+            waiting, size = waiting[:1], 0
+    yield np.concatenate(waiting)
 
 
 def _sort_distinct(hashes: Hashes) -> Hashes:
@@ -137,14 +107,12 @@ def _sort_distinct(hashes: Hashes) -> Hashes:
 def _iterate_hashes(batches: Iterable[list[str]]) -> Iterator[Hashes]:
     """The hashes of all sequences, RUN_CHARACTERS or so at a time: numpy is slow on many short texts."""
     runs, size = list[bytes](), 0
-    for texts in batches:
-        for text in texts:
-            for run in split_runs(text, SEQUENCE_WORDS):
-                runs.append(run)
-                size += len(run)
-                if size >= RUN_CHARACTERS:
-                    yield hash_sequences(runs, SEQUENCE_WORDS)
-                    runs, size = [], 0
+    for run in (run for texts in batches for text in texts for run in split_runs(text, SEQUENCE_WORDS)):
+        runs.append(run)
+        size += len(run)
+        if size >= RUN_CHARACTERS:
+            yield hash_sequences(runs, SEQUENCE_WORDS)
+            runs, size = [], 0
     yield hash_sequences(runs, SEQUENCE_WORDS)
 
 
@@ -158,19 +126,12 @@ def split_runs(text: str, words: int) -> Iterator[bytes]:
     while begin < len(text):
         blank = BLANK.search(text, begin + RUN_CHARACTERS)
         end = blank.start() if blank else len(text)
-        run = overlap + shorten_last(text[begin:end].encode())
+        run = text[begin:end].encode()
+        if len(run) > WORD_BYTES and len(word := run.rsplit(None, 1)[-1]) > WORD_BYTES:
+            run = run[: run.rindex(word)] + blake2b(word, digest_size=16).hexdigest().encode()
+        run = overlap + run
         yield run
         begin, overlap = end, b" ".join(run.rsplit(None, words - 1)[1 - words :])
-
-
-def shorten_last(run: bytes) -> bytes:
-    """The run with its digest in place of a last word that is too long."""
-    if len(run) <= WORD_BYTES:
-        return run
-    word = run.rsplit(None, 1)[-1]
-    if len(word) <= WORD_BYTES:
-        return run
-    return run[: run.rindex(word)] + blake2b(word, digest_size=16).hexdigest().encode()
 
 
 def hash_sequences(runs: list[bytes], words: int) -> Hashes:

@@ -4,7 +4,8 @@ Scanning and writing read the text, many chunks of it side by side; deduplicatio
 made, in the order of the corpus.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,9 +58,8 @@ def prepare(
     chunks = list_chunks(raw, Layout(params.text_field, params.separator))
     work = [params.model_dump(exclude=LIMITS), read_json(raw / "manifest.json", REMEDY)]
     with reserve(scratch, work) as place, write_folder(folder) as new:
-        scans = scan(chunks, params, place, executor)
         with Deduplicator(params, new / "rejected.parquet", place) as account:
-            selections = deduplicate(chunks, scans, params, account, place)
+            selections = scan_and_select(chunks, params, account, place, executor)
         counts = write_documents(selections, params, new, place, executor)
         metrics: dict[str, Any] = {
             "documents": account.documents,
@@ -67,8 +67,7 @@ def prepare(
             "rejected": dict(sorted(account.rejected.items())),
             "duplicates": account.duplicates.total(),
             **({} if params.near_duplicates is None else {"near_duplicates": account.duplicates["near_duplicate"]}),
-            **{f"{split}_documents": counts[split]["documents"] for split in SPLITS},
-            **{f"{split}_bytes": counts[split]["bytes"] for split in SPLITS},
+            **{f"{split}_{unit}": counts[split][unit] for unit in ("documents", "bytes") for split in SPLITS},
         }
         train, validation = (list_parts(new / split) for split in SPLITS)
         samples = {"leakage": collect_sequences(validation, executor), **sought}
@@ -82,42 +81,43 @@ def prepare(
     return metrics, dict(sorted(account.lengths.items()))
 
 
-def scan(chunks: Sequence[Chunk], params: PrepareParams, place: Path, executor: Executor) -> Iterator[Path]:
-    """Yield the rows of facts about each chunk's documents, as files below `place`: see `scan_chunk`."""
-    sizes = [chunk.size for chunk in chunks]
-    with BytesProgress("prepare: scanning", sum(sizes)) as progress:
-        yield from progress.follow(executor.map(partial(scan_chunk, params=params, place=place), chunks), sizes)
-
-
-def deduplicate(
-    chunks: Sequence[Chunk], scans: Iterable[Path], params: PrepareParams, account: Deduplicator, place: Path
+def scan_and_select(
+    chunks: Sequence[Chunk], params: PrepareParams, account: Deduplicator, place: Path, executor: Executor
 ) -> list[Selection]:
     """Return the documents of each chunk to write, as `account` selects them. Raises DataError where it has too few."""
     chosen = []
-    for chunk, rows in zip(chunks, scans, strict=True):
-        marks, characters, size = place / f"marks-{chunk.number:06d}.npy", account.kept_characters, account.kept_bytes
-        save_array(marks, account.select(rows))
-        chosen.append((chunk, marks, account.kept_bytes - size, characters))
+    sizes = [chunk.size for chunk in chunks]
+    with BytesProgress("prepare: scanning", sum(sizes)) as progress:
+        scans = executor.map(partial(scan_chunk, params=params, place=place), chunks)
+        for chunk, rows in zip(chunks, progress.follow(scans, sizes), strict=True):
+            marks, characters, size = (
+                place / f"marks-{chunk.number:06d}.npy",
+                account.kept_characters,
+                account.kept_bytes,
+            )
+            save_array(marks, account.select(rows))
+            chosen.append((chunk, marks, account.kept_bytes - size, characters))
     account.require_enough()
-    if params.split == "hash":
-        split = HashSplit(params.validation_fraction)
-        return [Selection(chunk, marks, size, split) for chunk, marks, size, _ in chosen]
-    cut = TailSplit.find_cut(account.kept_characters, params.validation_fraction)
-    return [Selection(chunk, marks, size, TailSplit(cut, begin)) for chunk, marks, size, begin in chosen]
+    fraction = params.validation_fraction
+    cut = TailSplit.find_cut(account.kept_characters, fraction)
+    return [
+        Selection(chunk, marks, size, HashSplit(fraction) if params.split == "hash" else TailSplit(cut, begin))
+        for chunk, marks, size, begin in chosen
+    ]
 
 
 def write_documents(
     selections: Sequence[Selection], params: PrepareParams, folder: Path, place: Path, executor: Executor
-) -> dict[str, dict[str, int]]:
+) -> dict[str, Counter[str]]:
     """Write the parts of both splits in `folder`, numbered in order. Returns documents and bytes of each split.
 
     Raises DataError for a split without documents.
     """
-    counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
+    counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     sizes = [selection.chunk.size for selection in selections]
+    numbers = dict.fromkeys(SPLITS, 0)
     for split in SPLITS:
         (folder / split).mkdir()
-    numbers = dict.fromkeys(SPLITS, 0)
     with BytesProgress("prepare: writing", sum(sizes)) as progress:
         written = executor.map(partial(write_chunk, params=params, place=place), selections)
         for chunk_folder in progress.follow(written, sizes):
@@ -126,8 +126,7 @@ def write_documents(
                 for part in sorted((chunk_folder / split).iterdir()):
                     copy_fast(part, folder / split / f"part-{numbers[split]:05d}.parquet")
                     numbers[split] += 1
-                for unit in counts[split]:
-                    counts[split][unit] += chunk_counts[split][unit]
+                counts[split].update(chunk_counts[split])
     for name, split in zip(("training", "validation"), SPLITS, strict=True):
         if not counts[split]["documents"]:
             raise DataError(
@@ -159,7 +158,9 @@ def write_chunk(selection: Selection, *, params: PrepareParams, place: Path) -> 
                 for split, some in zip(SPLITS, selection.split.split(chosen), strict=True):
                     writers[split].write(some)
         if (seen, sum(writer.bytes for writer in writers.values())) != (len(marks), selection.size):
-            raise ArtifactError(f"{chunk.describe_files()} changed while the stage ran: {REMEDY}")
+            first, last = chunk.files[0].path, chunk.files[-1].path
+            changed = first if first == last else f"a file from {first} to {last}"
+            raise ArtifactError(f"{changed} changed while the stage ran: {REMEDY}")
         counts = {split: {"documents": writer.documents, "bytes": writer.bytes} for split, writer in writers.items()}
         write_json(new / "counts.json", counts)
     return folder

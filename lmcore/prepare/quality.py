@@ -18,7 +18,4 @@ class QualityFilter:
 
 
 NO_FILTER = QualityFilter(lambda _: {}, {})
-FILTERS = {
-    "none": NO_FILTER,
-    "gopher": QualityFilter(measure_gopher, GOPHER),
-}
+FILTERS = {"none": NO_FILTER, "gopher": QualityFilter(measure_gopher, GOPHER)}

@@ -97,15 +97,10 @@ def to_utf8(chunks: Iterator[bytes]) -> Iterator[bytes]:
     while len(head) < max(map(len, ENCODINGS)) and (chunk := next(chunks, b"")):
         head += chunk
     codec = next((codec for mark, codec in ENCODINGS.items() if head.startswith(mark)), None)
-    if codec in {None, "utf-8-sig"}:
-        yield head.removeprefix(codecs.BOM_UTF8)
-        yield from chunks
-        return
-    decoder = codecs.getincrementaldecoder(str(codec))()
-    yield decoder.decode(head).encode()
-    for chunk in chunks:
-        yield decoder.decode(chunk).encode()
-    yield decoder.decode(b"", final=True).encode()
+    if codec is None or codec == "utf-8-sig":
+        yield from chain([head.removeprefix(codecs.BOM_UTF8)], chunks)
+    else:
+        yield from map(str.encode, codecs.iterdecode(chain([head], chunks), codec))
 
 
 def join(chunks: Iterable[bytes]) -> bytes:

@@ -110,17 +110,14 @@ def read_records(file: RawFile) -> Iterator[tuple[int, Any]]:
         if line is None:
             yield row, Rejection(file.name, row, "too_long", MAX_DOCUMENT_BYTES, "")
         elif line.strip():
-            yield row, _parse_json(file, line, row)
-
-
-def _parse_json(file: RawFile, line: bytes, row: int) -> Any:
-    try:
-        return json.loads(line)
-    except UnicodeDecodeError:
-        return file.take(line, row)
-    except (ValueError, RecursionError):
-        beginning = excerpt(line[:HEAD_BYTES].decode(errors="replace"))
-        return Rejection(file.name, row, "broken_json", len(line), beginning)
+            try:
+                record = json.loads(line)
+            except UnicodeDecodeError:
+                record = file.take(line, row)
+            except (ValueError, RecursionError):
+                beginning = excerpt(line[:HEAD_BYTES].decode(errors="replace"))
+                record = Rejection(file.name, row, "broken_json", len(line), beginning)
+            yield row, record
 
 
 def _read_table(file: RawFile, *, delimiter: str) -> Iterator[Document | Rejection]:

@@ -12,7 +12,7 @@ Schema = pandera.DataFrameSchema
 
 
 def build_schema(min_characters: int, max_characters: int | None, quality: QualityFilter = NO_FILTER) -> Schema:
-    """The rules for one batch of documents, described by `describe`. The first broken one is the reason of refusal.
+    """The rules for the facts of one batch of documents. The first broken one is the reason of refusal.
 
     nul_byte    holds U+0000: a binary file that happens to be valid UTF-8
     empty       nothing but white space
@@ -36,26 +36,21 @@ def build_schema(min_characters: int, max_characters: int | None, quality: Quali
     return pandera.DataFrameSchema(columns, strict=True, ordered=True)
 
 
-def describe(documents: Sequence[Document], quality: QualityFilter) -> pd.DataFrame:
-    """One row of facts per document; not its text, for pandera copies and formats every value that breaks a rule."""
-    facts = [quality.measure(document.text) for document in documents] if quality.limits else []
-    return pd.DataFrame(
-        {
-            "holds_nul": ["\0" in document.text for document in documents],
-            "is_blank": [not document.text or document.text.isspace() for document in documents],
-            "characters": [len(document.text) for document in documents],
-            **{name: [float(fact[name]) for fact in facts] for name in quality.limits},
-        }
-    )
-
-
 def find_reasons(documents: Sequence[Document], schema: Schema, quality: QualityFilter = NO_FILTER) -> list[str | None]:
     """Return for each document the name of the first rule that its text breaks, None for a good one."""
     reasons: list[str | None] = [None] * len(documents)
     if not documents:
         return reasons
+    measured = [quality.measure(document.text) for document in documents]
+    # Not the text itself, for pandera copies and formats every value that breaks a rule.
+    facts = {
+        "holds_nul": ["\0" in document.text for document in documents],
+        "is_blank": [not document.text or document.text.isspace() for document in documents],
+        "characters": [len(document.text) for document in documents],
+        **{name: [float(values[name]) for values in measured] for name in quality.limits},
+    }
     try:
-        schema.validate(describe(documents, quality), lazy=True)
+        schema.validate(pd.DataFrame(facts), lazy=True)
     except pandera.errors.SchemaErrors as error:
         failures = error.failure_cases[::-1]  # in the schema's order; the first rule has the last word
         for row, reason in zip(failures["index"], failures["check"], strict=True):

@@ -64,9 +64,11 @@ def wait_for_gpus(names: Sequence[str], count: int, folder: Path) -> list[int]:
         with hold(folder / "claiming.lock"):  # two that try at once would find each other's half
             taken, holders = _try_to_take(names, count, folder)
             if len(taken) == count:
+                experiment = f" of {name}" if (name := os.environ.get("DVC_EXP_NAME")) else ""
+                stage = os.environ.get("DVC_STAGE", "a program")
                 for descriptor in taken.values():
                     os.truncate(descriptor, 0)
-                    os.write(descriptor, _describe_process().encode())
+                    os.write(descriptor, f"process {os.getpid()} ({stage}{experiment} in {project_root()})".encode())
                 # Programs that tidy up temporary folders leave alone what is below one that somebody has locked
                 # (tmpfiles.d(5)); a lock file that was removed would be no lock any more.
                 shelter = os.open(folder, os.O_RDONLY)
@@ -88,17 +90,11 @@ def _try_to_take(names: Sequence[str], count: int, folder: Path) -> tuple[dict[i
     for place, name in enumerate(names):
         path = folder / f"{name}.lock"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        if not lock(descriptor):
+        if lock(descriptor):
+            taken[place] = descriptor
+            if len(taken) == count:
+                break
+        else:
             os.close(descriptor)
             holders.append(f"{name} is held by {path.read_text()}")
-            continue
-        taken[place] = descriptor
-        if len(taken) == count:
-            break
     return taken, holders
-
-
-def _describe_process() -> str:
-    experiment = os.environ.get("DVC_EXP_NAME")
-    stage = os.environ.get("DVC_STAGE", "a program")
-    return f"process {os.getpid()} ({stage}{f' of {experiment}' if experiment else ''} in {project_root()})"

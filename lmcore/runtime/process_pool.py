@@ -61,11 +61,14 @@ class Processes:
         if min(self.workers, len(items)) < 2:
             yield from map(work, items)
             return
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            end, self._held = context.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(self.workers, context, initializer=follow_parent, initargs=(end,))
         waiting: deque[Future[Result]] = deque()
-        pool = self._start()
         try:
             for item in items:
-                waiting.append(submit_deaf(pool, work, item))
+                waiting.append(submit_deaf(self._pool, work, item))
                 if len(waiting) > 2 * self.workers:  # one in hand and one at hand for each
                     yield waiting.popleft().result()
             while waiting:
@@ -78,13 +81,6 @@ class Processes:
         finally:
             for future in waiting:
                 future.cancel()
-
-    def _start(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            end, self._held = context.Pipe(duplex=False)
-            self._pool = ProcessPoolExecutor(self.workers, context, initializer=follow_parent, initargs=(end,))
-        return self._pool
 
 
 HERE = Processes(1)
@@ -101,9 +97,9 @@ def submit_deaf(pool: ProcessPoolExecutor, work: Callable[[Item], Result], item:
 
 def follow_parent(held: Connection) -> None:
     """End this worker when the process that started it closes the other end of `held`, or is gone."""
-    threading.Thread(target=_end_after, args=[held], name="follow_parent", daemon=True).start()
 
+    def end_after() -> None:
+        multiprocessing.connection.wait([held])
+        os._exit(1)
 
-def _end_after(held: Connection) -> None:
-    multiprocessing.connection.wait([held])
-    os._exit(1)
+    threading.Thread(target=end_after, name="follow_parent", daemon=True).start()

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +19,14 @@ from rich.progress import (
 from lmcore.errors import FULL_DISK
 
 PLAIN_LINE_SECONDS = 10.0
+# Of a training step's line, by the metric.
+LABELS = {
+    "train_loss": "loss {:.4f}",
+    "val_loss": "validation {:.4f}",
+    "learning_rate": "learning rate {:.2e}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "mfu": "{:.0%} MFU",
+}
 
 
 def say(line: str) -> None:
@@ -42,38 +50,31 @@ def _print(line: str, stream: TextIO) -> None:
 Done = TypeVar("Done")
 
 
-class BytesProgress:
+class BytesProgress(Progress):
     """A bar of bytes on a terminal; elsewhere a line in ten seconds: `encode: 120 of 480 MB, 35 MB/s`."""
 
     def __init__(self, name: str, total: int) -> None:
-        self.name, self.total, self.done = name, total, 0
-        self.started = self.last_line = time.monotonic()
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self.bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
-        self.task = self.bar.add_task(name, total=total)
-
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        super().__init__(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self.name, self.total, self.done = name, total, 0
+        self.started = self.last_line = time.monotonic()
+        self.task = self.add_task(name, total=total)
 
     def follow(self, items: Iterable[Done], sizes: Sequence[int]) -> Iterator[Done]:
         """The items as they come; each brings its bytes."""
         for item, size in zip(items, sizes, strict=True):
             self.done += size
-            self.bar.update(self.task, completed=self.done)
+            self.update(self.task, completed=self.done)
             now = time.monotonic()
-            if self.bar.disable and now - self.last_line >= PLAIN_LINE_SECONDS:
+            if self.disable and now - self.last_line >= PLAIN_LINE_SECONDS:
                 self.last_line = now
                 rate = self.done / (now - self.started)
                 say(f"{self.name}: {self.done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB, {rate / 1e6:,.0f} MB/s")
             yield item
 
 
-class TrainingProgress:
+class TrainingProgress(Progress):
     """Step, losses, learning rate, tokens per second and the time left of one training run.
 
     `peak_tokens_per_second`: the speed if the machine did nothing but the model's matrix products.
@@ -90,14 +91,8 @@ class TrainingProgress:
         peak_tokens_per_second: float | None = None,
         shown: bool = True,
     ) -> None:
-        self.max_steps, self.tokens_per_step = max_steps, tokens_per_step
-        self.peak_tokens_per_second = peak_tokens_per_second
-        self.resumed: float | None = None
-        self.timed_seconds, self.timed_steps = 0.0, 0
-        self.last_line = 0.0
-        self.shown: dict[str, float] = {}
         console = Console(stderr=True)
-        self.bar = Progress(
+        super().__init__(
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
@@ -106,21 +101,20 @@ class TrainingProgress:
             console=console,
             disable=not (shown and console.is_terminal),
         )
-        self.task = self.bar.add_task("train", total=max_steps, completed=first_step, text="")
-
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        self.max_steps, self.tokens_per_step = max_steps, tokens_per_step
+        self.peak_tokens_per_second = peak_tokens_per_second
+        self.resumed: float | None = None
+        self.timed_seconds, self.timed_steps = 0.0, 0
+        self.last_line = 0.0
+        self.shown: dict[str, float] = {}
+        self.task = self.add_task("train", total=max_steps, completed=first_step, text="")
 
     def count_step(self, step: int) -> None:
         """Update `step` is done; the clock of training stands still until `resume`."""
         if self.resumed is not None:
             self.timed_seconds += time.monotonic() - self.resumed
             self.timed_steps += 1
-        self.bar.update(self.task, completed=step)
+        self.update(self.task, completed=step)
 
     def resume(self) -> None:
         """Training goes on."""
@@ -142,25 +136,17 @@ class TrainingProgress:
     def show(self, record: Mapping[str, Any]) -> None:
         """A logged step's metrics: into the live line, or as a plain line (one in ten seconds, and the last)."""
         self.shown.update({key: value for key, value in record.items() if value is not None})
-        text = "  ".join(self._fields())
-        self.bar.update(self.task, text=text)
+        known = {**self.shown, **self.speed}
+        text = "  ".join(label.format(known[key]) for key, label in LABELS.items() if key in known)
+        self.update(self.task, text=text)
         now, step = time.monotonic(), int(record["step"])
-        due = now - self.last_line >= PLAIN_LINE_SECONDS or step == self.max_steps
-        if self.bar.disable and due:
+        if self.disable and (now - self.last_line >= PLAIN_LINE_SECONDS or step == self.max_steps):
             self.last_line = now
-            say(f"step {step}/{self.max_steps}  {text}{self._time_left(step)}")
-
-    def _fields(self) -> list[str]:
-        labels = {"train_loss": "loss {:.4f}", "val_loss": "validation {:.4f}", "learning_rate": "learning rate {:.2e}"}
-        fields = [label.format(self.shown[key]) for key, label in labels.items() if key in self.shown]
-        units = {"tokens_per_second": "{:,.0f} tokens/s", "mfu": "{:.0%} MFU"}
-        return [*fields, *(units[key].format(value) for key, value in self.speed.items())]
-
-    def _time_left(self, step: int) -> str:
-        if not self.timed_steps or step == self.max_steps:
-            return ""
-        seconds = (self.max_steps - step) * self.tokens_per_step / self.tokens_per_second
-        return f"  {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+            left = ""
+            if self.timed_steps and step < self.max_steps:
+                seconds = int((self.max_steps - step) * self.tokens_per_step / self.tokens_per_second)
+                left = f"  {seconds // 60}:{seconds % 60:02d} left"
+            say(f"step {step}/{self.max_steps}  {text}{left}")
 
 
 DURATIONS = [

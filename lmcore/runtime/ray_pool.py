@@ -33,6 +33,8 @@ class RayCluster:
     def __enter__(self) -> Self:
         try:
             import ray
+
+            self._ray: Any = ray
         except ImportError:
             raise ParameterError(
                 "hardware.data_engine=ray: Ray is not installed: pip install 'lmcore[ray]', or choose local"
@@ -43,23 +45,17 @@ class RayCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        import ray
-
-        ray.shutdown()
+        self._ray.shutdown()
 
     @property
     def workers(self) -> int:
         """Tasks at once."""
-        import ray
-
-        return self._limit or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        return self._limit or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
     def map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """Raises what `work` raises, and LmcoreError when an item could not be done on any machine."""
-        import ray
-
-        run = ray.remote(num_cpus=1, max_retries=RETRIES)(run_in_folder)
-        shared = ray.put((str(Path.cwd()), work))  # once for each machine, not for each item
+        run = self._ray.remote(num_cpus=1, max_retries=RETRIES)(run_in_folder)
+        shared = self._ray.put((str(Path.cwd()), work))  # once for each machine, not for each item
         waiting: deque[Any] = deque()
         at_hand = self._limit or 2 * self.workers  # as many wait on the machines as are in work
         for item in items:

@@ -4,10 +4,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
 
-from lmcore.files import fingerprint
+from lmcore.files import fingerprint, sha256_file
 from lmcore.runtime.locks import hold, try_hold
 
 
@@ -34,10 +33,6 @@ def reserve(scratch: Path, work: object) -> Iterator[Path]:
 
 @cache
 def fingerprint_code() -> str:
-    """SHA-256 of lmcore's source files."""
+    """The fingerprint of lmcore's source files."""
     folder = Path(__file__).parents[1]
-    digest = sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder)}\0".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return fingerprint({str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*.py")})

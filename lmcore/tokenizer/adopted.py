@@ -54,8 +54,9 @@ def adopt_tokenizer(path: Path, definition: Any) -> BpeTokenizer:
         original = tokenizers.Tokenizer.from_str(json.dumps(definition))
     except Exception as error:  # the library has no other
         raise ValueError(error) from None
-    special = {token["content"] for token in definition["added_tokens"]}
-    ranks = {symbols: rank for symbols, rank in definition["model"]["vocab"].items() if symbols not in special}
+    special = read_special(definition)
+    vocabulary = definition["model"]["vocab"]
+    ranks = {symbols: rank for symbols, rank in vocabulary.items() if symbols not in special}
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in definition["model"]["merges"]]
     if not is_ordered(ranks, merges):
         raise ArtifactError(f"{path} has merges that do not follow from its ids, as tiktoken needs them")
@@ -66,14 +67,11 @@ def adopt_tokenizer(path: Path, definition: Any) -> BpeTokenizer:
         read_pattern(definition["pre_tokenizer"]) or "",
         end_of_text,
     )
-    original.encode_special_tokens = True
-    original.no_padding()
-    original.no_truncation()
+    foreign = ForeignTokenizer(original)
     for text in SAMPLE_TEXTS:
-        if adopted.encode(text) != original.encode(text, add_special_tokens=False).ids:
+        if adopted.encode(text) != foreign.encode(text):
             raise ArtifactError(f"{path} encodes {text!r} otherwise than tiktoken does by the same ranks")
-    vocabulary = definition["model"]["vocab"]
-    listed = {token: content for content, token in read_special(definition).items() if content in vocabulary}
+    listed = {token: content for content, token in special.items() if content in vocabulary}
     return adopted.reserve(listed[token] for token in takewhile(listed.__contains__, count(adopted.vocab_size)))
 
 
@@ -138,9 +136,9 @@ class ForeignTokenizer:
 
     def __init__(self, original: tokenizers.Tokenizer) -> None:
         self._original = original
-        self._original.encode_special_tokens = True
-        self._original.no_padding()
-        self._original.no_truncation()
+        original.encode_special_tokens = True
+        original.no_padding()
+        original.no_truncation()
         self.vocab_size: int = original.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:

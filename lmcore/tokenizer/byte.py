@@ -1,6 +1,7 @@
 """Bytes as tokens, and the printable spelling of bytes that tokenizer.json uses."""
 
 from collections.abc import Iterable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,9 @@ from lmcore.tokenizer.base import (
     write_definition,
 )
 
-
-def _byte_symbols() -> list[str]:
-    """The printable character of each byte: itself in Latin-1, or the next one from U+0100 (GPT-2's encoder.py)."""
-    symbols, spare = [], 0x100
-    for byte in map(chr, range(256)):
-        printable = byte.isprintable() and byte != " "
-        symbols.append(byte if printable else chr(spare))
-        spare += not printable
-    return symbols
-
-
-SYMBOLS = _byte_symbols()
+# The printable character of each byte: itself in Latin-1, or the next one from U+0100 (GPT-2's encoder.py).
+SPARE = count(0x100)
+SYMBOLS = [byte if byte.isprintable() and byte != " " else chr(next(SPARE)) for byte in map(chr, range(256))]
 BYTES = {symbol: byte for byte, symbol in enumerate(SYMBOLS)}
 
 BYTE_LEVEL: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}

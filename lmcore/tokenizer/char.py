@@ -16,8 +16,7 @@ from lmcore.tokenizer.base import (
     write_definition,
 )
 
-FALLBACK = [f"<0x{byte:02X}>" for byte in range(256)]  # Llama's names for its 256 byte tokens
-FALLBACK_BYTES = {name: bytes([byte]) for byte, name in enumerate(FALLBACK)}
+FALLBACK = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}  # by Llama's names for its 256 byte tokens
 DECODER = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
 
 EXPECTED_CHARACTERS = 65  # tinyshakespeare's; another text's are known once its tokenizer is trained
@@ -27,7 +26,7 @@ UNSEEN = np.uint32(0xFFFF_FFFF)
 
 def define_characters(symbols: list[str], special: Iterable[str]) -> dict[str, Any]:
     """The tokenizer.json of these characters, the bytes and the special tokens."""
-    vocabulary = {symbol: token for token, symbol in enumerate(symbols + FALLBACK)}
+    vocabulary = {symbol: token for token, symbol in enumerate([*symbols, *FALLBACK])}
     ids = place_special(special, len(vocabulary))
     return define(vocabulary, ids, merges=[], pre_tokenizer=None, decoder=DECODER, byte_fallback=True)
 
@@ -78,7 +77,7 @@ class CharTokenizer(Tokenizer):
         return ids
 
     def _spell(self, symbol: str) -> bytes:
-        return FALLBACK_BYTES.get(symbol) or symbol.encode()
+        return FALLBACK.get(symbol) or symbol.encode()
 
 
 CHAR_KIND = TokenizerKind(

@@ -73,18 +73,14 @@ class Batches:
         dealt, numbers = self.mixture.deal(block * count, count)
         starts = np.empty_like(numbers)
         for source in np.unique(dealt).tolist():
-            epochs, places = np.divmod(numbers, self.windows[source].count)
+            windows, name = self.windows[source], self.sources[source].name
+            epochs, places = np.divmod(numbers, windows.count)
             for epoch in np.unique(epochs[dealt == source]).tolist():
                 here = (dealt == source) & (epochs == epoch)
-                starts[here] = self._find_starts(source, epoch, places[here])
+                # The whole is hashed: with seed + epoch, one run's second epoch would be another run's first.
+                key = f"{self.seed}/{epoch}{name and '/'}{name}".encode()
+                starts[here] = windows.find(permute(places[here], windows.count, key), key if epoch else None)
         return starts.reshape(self._steps_at_once, self.batch_size)
-
-    def _find_starts(self, source: int, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the windows at `places` of a source's order in this epoch begin."""
-        windows, name = self.windows[source], self.sources[source].name
-        # The whole is hashed: with seed + epoch, one run's second epoch would be another run's first.
-        key = f"{self.seed}/{epoch}{name and '/'}{name}".encode()
-        return windows.find(permute(places, windows.count, key), key if epoch else None)
 
     def describe(self, steps: int) -> Iterator[str]:
         """What of the text `steps` steps see where that is not all of it alike, a line for each fact."""

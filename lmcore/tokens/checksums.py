@@ -72,17 +72,15 @@ class VerifiedFiles:
     def _remember(self, identity: str, contents: Contents) -> None:
         device, inode, *_ = identity.split("-")
         stale = [known for known in self._known if known.startswith(f"{device}-{inode}-")]  # what the file was before
-        removed = [(earlier, self._known.pop(earlier)) for earlier in stale]
+        for earlier in stale:
+            del self._known[earlier]
         self._known[identity] = contents
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for pair in removed:
-                (self._folder / _name(*pair)).unlink(missing_ok=True)
-            (self._folder / _name(identity, contents)).touch()
-
-
-def _name(identity: str, contents: Contents) -> str:
-    return f"{identity}.{contents.largest}.{contents.sha256}"
+            for earlier in stale:
+                for path in self._folder.glob(f"{earlier}.*"):
+                    path.unlink(missing_ok=True)
+            (self._folder / f"{identity}.{contents.largest}.{contents.sha256}").touch()
 
 
 def _identify(path: Path) -> str:

@@ -148,16 +148,13 @@ class TokenShards:
         piece = bisect_right(self._starts, start) - 1
         while start < end:
             offset = start - self._starts[piece]
-            shard = self._mapped[piece] if piece in self._mapped else self._map_shard(piece)
-            part = shard[offset : offset + end - start]
+            if piece not in self._mapped:
+                entry = self._entry["shards"][piece - 1]
+                self._mapped[piece] = _map(self._folder / entry["file"], entry["tokens"], self._dtype)
+            part = self._mapped[piece][offset : offset + end - start]
             yield part
             start += len(part)
             piece += 1
-
-    def _map_shard(self, piece: int) -> NDArray[Any]:
-        entry = self._entry["shards"][piece - 1]
-        self._mapped[piece] = shard = _map(self._folder / entry["file"], entry["tokens"], self._dtype)
-        return shard
 
     def require_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raise ArtifactError, naming both fingerprints, unless `tokenizer` made these tokens."""

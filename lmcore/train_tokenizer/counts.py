@@ -20,9 +20,9 @@ class Tally:
     bytes: int = 0
     tokens: int = 0
 
-    def add(self, size: int, tokens: int) -> None:
-        """Count one text of so many bytes."""
-        self.texts += 1
+    def add(self, size: int, tokens: int, texts: int = 1) -> None:
+        """Count one text of so many bytes, or several together."""
+        self.texts += texts
         self.bytes += size
         self.tokens += tokens
 

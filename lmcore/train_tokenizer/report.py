@@ -87,9 +87,7 @@ def group_types(types: dict[str, Tally], total: Tally) -> list[tuple[str, Tally]
     if small:
         others = Tally()
         for _, tally in small:
-            others.texts += tally.texts
-            others.bytes += tally.bytes
-            others.tokens += tally.tokens
+            others.add(tally.bytes, tally.tokens, tally.texts)
         shown.append((f"{len(small)} others", others))
     return [*shown, ("all", total)] if len(shown) > 1 else shown
 

@@ -27,11 +27,8 @@ class WordCounter:
         for start in range(0, len(text), BLOCK_CHARACTERS):
             self.counts.update(WORD.findall(text, start, start + BLOCK_CHARACTERS))
             if len(self.counts) > MOST_WORDS:
-                self._forget()
-
-    def _forget(self) -> None:
-        rare = sorted(self.counts.values())[len(self.counts) // 2]
-        self.counts = Counter({word: count for word, count in self.counts.items() if count > rare})
+                rare = sorted(self.counts.values())[len(self.counts) // 2]
+                self.counts = Counter({word: count for word, count in self.counts.items() if count > rare})
 
     def by_bytes(self, most: int | None = None) -> list[tuple[str, int, int]]:
         """Words, their counts, and their bytes beyond one in all places together, the `most` of these first."""
@@ -46,11 +43,7 @@ class CostlyWord:
     word: str
     count: int
     pieces: list[bytes]
-
-    @property
-    def cost(self) -> int:
-        """Tokens beyond one for each time that the word occurs."""
-        return self.count * (len(self.pieces) - 1)
+    cost: int  # tokens beyond one in all places together
 
 
 def find_costly_words(tokenizer: Tokenizer, words: WordCounter, most: int) -> list[CostlyWord]:
@@ -59,8 +52,8 @@ def find_costly_words(tokenizer: Tokenizer, words: WordCounter, most: int) -> li
     for word, count, bound in words.by_bytes():  # no word has more tokens than bytes
         if len(found) == most and bound < found[-1].cost:
             break
-        pieces = [tokenizer.token_bytes(token) for token in tokenizer.encode(word)]
-        found.append(CostlyWord(word, count, without_sign(word, pieces)))
+        pieces = without_sign(word, [tokenizer.token_bytes(token) for token in tokenizer.encode(word)])
+        found.append(CostlyWord(word, count, pieces, count * (len(pieces) - 1)))
         found = sorted(found, key=lambda costly: (-costly.cost, costly.word))[:most]
     return [costly for costly in found if costly.cost]
 

@@ -340,7 +340,7 @@ def is_alive(pid: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("name", ["tokens.npy", "lengths.npy", "bytes.json"])
+@pytest.mark.parametrize("name", ["tokens.npy", "counts.json"])
 def test_a_damaged_part_is_said_and_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     expected = encode(tmp_path / "one")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import encode_texts
 
-from lmcore.encode.shard_writer import ShardWriter
+from lmcore.encode.shard_writer import SplitWriter
 from lmcore.errors import ArtifactError
 from lmcore.files import sha256_file
 from lmcore.tokenizer.byte import ByteTokenizer
@@ -35,11 +35,12 @@ def test_the_files_are_numpy_s_own(
     tmp_path_factory: pytest.TempPathFactory, parts: list[list[int]], shard_tokens: int
 ) -> None:
     folder = tmp_path_factory.mktemp("shards")
-    with ShardWriter(folder, "train", shard_tokens, "uint16") as writer:
+    with SplitWriter(folder, "train", shard_tokens, "uint16", end_of_text=65535) as writer:
+        writer.open_document("text")
         for part in parts:
-            writer.append(np.array(part, dtype=np.uint32))
+            writer.append(np.array(part, dtype=np.uint32), 0)
     tokens = [token for part in parts for token in part]
-    entries = writer.describe(VerifiedFiles())
+    entries = writer.describe(VerifiedFiles())["shards"]
     assert [entry["tokens"] for entry in entries[:-1]] == [shard_tokens] * (len(entries) - 1)
     for number, entry in enumerate(entries):
         expected = tokens[number * shard_tokens : (number + 1) * shard_tokens]
