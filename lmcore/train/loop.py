@@ -18,6 +18,7 @@ from lmcore.model.gpt import GPT
 from lmcore.runtime.progress import TrainingProgress
 from lmcore.tokens.batches import Batches
 from lmcore.train.checkpoint import Checkpoints
+from lmcore.train.mask_blocks import choose_mask_blocks, find_stable_end
 from lmcore.train.nan_guard import report_spike, require_few_skipped, require_finite
 from lmcore.train.params import TrainParams
 from lmcore.train.plan import RunContext
@@ -25,7 +26,6 @@ from lmcore.train.run_state import Record, Run
 from lmcore.train.sharding import whole_weights
 from lmcore.train.state import TrainState
 from lmcore.train.step import Batch, accumulate_gradients, update_weights
-from lmcore.train.tidar_blocks import choose_mask_blocks, find_stable_end
 
 
 class ValidationLoss(Protocol):

@@ -3,6 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -285,26 +286,15 @@ def find_micro_batch(try_step: Callable[[int], None], start: int) -> int:
     `try_step` does one forward and backward pass over so many sequences and may leave gradients behind. Raises
     ParameterError when a single sequence is too much.
     """
-    size = start
-    while not _succeeds(try_step, size):
-        torch.cuda.empty_cache()
-        if size == 1:
-            raise ParameterError(
-                "hardware.micro_batch_size=1: one sequence does not fit into the card's memory; set "
-                "hardware.activation_checkpointing=true or make model.n_layers, model.d_model or model.context_length "
-                "smaller"
-            )
-        size //= 2
-    return size
-
-
-def _succeeds(try_step: Callable[[int], None], size: int) -> bool:
-    """In a function of its own: the error's traceback holds the step's tensors until it is left."""
-    try:
-        try_step(size)
-    except torch.OutOfMemoryError:
-        return False
-    return True
+    for halvings in range(start.bit_length()):
+        with suppress(torch.OutOfMemoryError):
+            try_step(start >> halvings)
+            return start >> halvings
+        torch.cuda.empty_cache()  # the error's traceback, gone by now, has held the step's tensors
+    raise ParameterError(
+        "hardware.micro_batch_size=1: one sequence does not fit into the card's memory; set "
+        "hardware.activation_checkpointing=true or make model.n_layers, model.d_model or model.context_length smaller"
+    )
 
 
 def format_memory(estimate: MemoryEstimate) -> str:
