@@ -7,7 +7,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -70,7 +70,7 @@ def measure_peak_flops(device: str, precision: str) -> float:
 
 def _time_product(device: str, dtype: torch.dtype, size: int, repeats: int) -> float:
     """Seconds of one product of two square matrices, the best of `repeats` after a first one that does not count."""
-    synchronize = torch.accelerator.synchronize if device != "cpu" else lambda: None
+    synchronize: Callable[[], None] = torch.accelerator.synchronize if device != "cpu" else lambda: None
     # Random numbers: a card that multiplies zeros stays cool and runs faster. A generator of their own: training's
     # dropout must not depend on a measurement.
     generator = torch.Generator(device).manual_seed(0)

@@ -133,14 +133,11 @@ class ParameterCounts(NamedTuple):
 @functools.cache
 def count_parameters(params: ModelParams, vocab_size: int) -> ParameterCounts:
     """What a model would have, without its memory."""
-    weights = dict(GPT.outline(params, vocab_size).named_parameters())
-    sets: Counter[torch.Size] = Counter()
-    sides = 0
-    for name, weight in weights.items():
-        if is_hidden_matrix(name, weight):
-            sets[weight.shape] += weight.numel()
-            sides += sum(weight.shape)
-    return ParameterCounts(sum(weight.numel() for weight in weights.values()), sets.total(), max(sets.values()), sides)
+    model, sets = GPT.outline(params, vocab_size), Counter[torch.Size]()
+    matrices = [weight.shape for name, weight in model.named_parameters() if is_hidden_matrix(name, weight)]
+    for shape in matrices:
+        sets[shape] += shape.numel()
+    return ParameterCounts(model.count_parameters(), sets.total(), max(sets.values()), sum(map(sum, matrices)))
 
 
 def _block_bytes(params: ModelParams, precision: Precision, device: str, compiled: bool) -> int:
