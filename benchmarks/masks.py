@@ -17,8 +17,8 @@ from benchmarks.steps import SHAPES, build_step, plain_hardware
 from benchmarks.turns import Build, Draw, Step, time_in_turns
 from lmcore.model.gpt import GPT
 from lmcore.model.params import DiffusionParams, ModelParams
+from lmcore.train.mask_blocks import choose_mask_blocks
 from lmcore.train.params import TrainParams
-from lmcore.train.tidar_blocks import choose_mask_blocks
 
 ENTRIES, BATCH, CONTEXT = 65, 16, 128
 LAST_STEP = 9  # of ten: one with masks

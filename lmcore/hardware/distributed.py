@@ -4,7 +4,6 @@
 its place from torchrun's environment variables.
 """
 
-import json
 import os
 import re
 import signal
@@ -51,6 +50,10 @@ PEER_IS_GONE = re.compile(
 class LostProcessError(LmcoreError):
     """A process of the run died without a word."""
 
+    def __init__(self, process: str) -> None:
+        remedy = "run the same command again, it goes on from the last checkpoint"
+        super().__init__(f"{process} was killed, perhaps for want of memory: {remedy}")
+
 
 @dataclass(frozen=True)
 class World:
@@ -91,19 +94,14 @@ class World:
         self.max(0)
 
     def broadcast(self, value: Value) -> Value:
-        """Return the main process's `value`, of a kind that JSON keeps, for what processes might find differently.
+        """Return the main process's `value`, for what processes might find differently; on the host, as `max`.
 
         For example the newest checkpoint, the free memory or the speed of the machine.
         """
-        if self.size == 1:
-            return value
-        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        length = torch.tensor(len(content))
-        dist.broadcast(length, src=0)
-        content = content if self.is_main else torch.empty(int(length), dtype=torch.uint8)
-        dist.broadcast(content, src=0)
-        decided: Value = json.loads(bytes(content.tolist()))
-        return decided
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]
 
 
 def split_batch(batch_size: int, world: World) -> slice:
@@ -171,12 +169,16 @@ def _fail(error: BaseException, store: TCPStore, size: int) -> NoReturn:
     torch's own way out waits for collectives that have begun, until the other processes come to them (15 s where they
     slept for 15 s), and without them still aborted in 4 of 25 trials.
     """
+    try:
+        is_first = bool(store.add("failures", 1) == 1)
+    except dist.DistError:
+        is_first = True  # the store went with the process that kept it, which therefore said nothing
     status = 1
-    if _is_first_to_fail(store):
+    if is_first:
         try:
             with report_errors():
                 if PEER_IS_GONE.search(str(error)):
-                    raise LostProcessError(_explain_loss(f"one of the {size} processes")) from error
+                    raise LostProcessError(f"one of the {size} processes") from error
                 raise error
         except SystemExit as reported:
             status = reported.code if isinstance(reported.code, int) else 1
@@ -196,20 +198,6 @@ def _take_gpu(local_rank: int) -> None:
             f"(torchrun: --nproc-per-node={count})"
         )
     torch.cuda.set_device(gpus[local_rank])
-
-
-def _is_first_to_fail(store: TCPStore) -> bool:
-    try:
-        return bool(store.add("failures", 1) == 1)
-    except dist.DistError:
-        return True  # the store went with the process that kept it, which therefore said nothing
-
-
-def _explain_loss(process: str) -> str:
-    return (
-        f"{process} was killed, perhaps for want of memory: run the same command again, it goes on from the last "
-        f"checkpoint"
-    )
 
 
 def launch(processes: int, module: str) -> None:
@@ -277,7 +265,7 @@ def _supervise(workers: list[subprocess.Popen[bytes]], signals: list[int]) -> in
     if spoken is not None:
         return spoken
     rank, status = first or next((rank, status) for rank, status in enumerate(ended) if status)
-    raise LostProcessError(_explain_loss(f"process {rank + 1} of {len(workers)} ({signal.Signals(-status).name})"))
+    raise LostProcessError(f"process {rank + 1} of {len(workers)} ({signal.Signals(-status).name})")
 
 
 def follow_parent() -> None:

@@ -7,7 +7,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -70,27 +70,22 @@ def measure_peak_flops(device: str, precision: str) -> float:
 
 def _time_product(device: str, dtype: torch.dtype, size: int, repeats: int) -> float:
     """Seconds of one product of two square matrices, the best of `repeats` after a first one that does not count."""
+    synchronize: Callable[[], None] = torch.accelerator.synchronize if device != "cpu" else lambda: None
     # Random numbers: a card that multiplies zeros stays cool and runs faster. A generator of their own: training's
     # dropout must not depend on a measurement.
     generator = torch.Generator(device).manual_seed(0)
     first, second = (torch.rand(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     # Enough products at a time that starting them costs a card nothing that shows.
     count = 8 if device == "cuda" else 1
-    best = float("inf")
-    for attempt in range(repeats + 1):
-        _synchronize(device)
+    seconds = []
+    for _ in range(repeats + 1):
+        synchronize()
         started = time.perf_counter()
         for _ in range(count):
             first @ second
-        _synchronize(device)
-        if attempt:
-            best = min(best, (time.perf_counter() - started) / count)
-    return best
-
-
-def _synchronize(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize()
+        synchronize()
+        seconds.append((time.perf_counter() - started) / count)
+    return min(seconds[1:])
 
 
 def keep_freed_memory() -> None:
@@ -160,6 +155,7 @@ def _read_size(path: Path, key: str) -> int | None:
 def _control_groups(root: Path) -> Iterator[tuple[int, int]]:
     """Limit and use, in bytes, of each control group (version 1 and 2) around this process that limits memory.
 
+    Cached files count as unused, since they make room.
     A line of /proc/self/cgroup is `number:controllers:path`, version 2's `0::path`. Inside a container the path may be
     the host's and lead nowhere; then the container's own group is the root of what is mounted.
     """
@@ -168,15 +164,10 @@ def _control_groups(root: Path) -> Iterator[tuple[int, int]]:
     for controllers, path in (line.split(":", 2)[1:] for line in lines):
         if controllers and "memory" not in controllers.split(","):
             continue
-        place, files = GROUPS_1 if controllers else GROUPS_2
+        place, (limit, use, cached) = GROUPS_1 if controllers else GROUPS_2
         folder = root / place / path.strip("/")
         for group in (folder, *folder.parents):
-            if group.is_relative_to(root / place):
-                yield from _read_control_group(group, *files)
-
-
-def _read_control_group(group: Path, limit: str, use: str, cached: str) -> Iterator[tuple[int, int]]:
-    """Limit and use of a group that has a limit; cached files count as unused, since they make room."""
-    if (group / limit).exists() and (value := (group / limit).read_text().strip()) != "max":
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        yield int(value), int((group / use).read_text()) - int(statistics[cached])
+            is_limiting = group.is_relative_to(root / place) and (group / limit).exists()
+            if is_limiting and (size := (group / limit).read_text().strip()) != "max":
+                statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                yield int(size), int((group / use).read_text()) - int(statistics[cached])

@@ -30,9 +30,13 @@ COMPILE_PAYS_FLOPS = {"cpu": 1.5e13, "cuda": 1e16}
 ROWS_BY_MEMORY = {"gpu-80gb": 80e9, "gpu-24gb": 24e9, "gpu-12gb": 12e9, "gpu-6gb": 0}
 LOW_MEMORY = 8 << 30  # bytes: a computer sold with 8 GiB shows less
 
-# Compute capabilities at which NVIDIA's cards got tensor cores for fp16 (Volta) and for bf16 (Ampere). ROCm counts from
-# 9 (gfx90a is 9.0), so that its cards always pass.
-FP16_CAPABILITY, BF16_CAPABILITY = (7, 0), (8, 0)
+# Compute capabilities at which NVIDIA's cards got tensor cores for bf16 (Ampere) and for fp16 (Volta), and why the
+# fastest precision of a card is not a faster one. ROCm counts from 9 (gfx90a is 9.0), so that its cards always pass.
+CAPABILITIES: dict[Precision, tuple[tuple[int, int], str]] = {
+    "bf16": ((8, 0), "has it"),
+    "fp16": ((7, 0), "has no bf16"),
+    "fp32": ((0, 0), "has no tensor cores"),
+}
 TRITON_CAPABILITY = (7, 0)  # torch/_inductor/exc.py, GPUTooOldForTriton
 
 
@@ -190,7 +194,11 @@ def resolve_precision(request: Literal["auto"] | Precision, device: str) -> tupl
     """
     if request == "auto":
         return _fastest_precision(device)
-    refusal = _refuse_precision(request, device)
+    refusal = None
+    if device == "cuda" and (capability := _compute_capability()) < (least := CAPABILITIES[request][0]):
+        refusal = "needs compute capability {}.{}, this card has {}.{}".format(*least, *capability)
+    elif (device, request) in {("cpu", "fp16"), ("mps", "fp16"), ("mps", "bf16")}:
+        refusal = f"not on device {device}"
     if refusal:
         raise ParameterError(f"hardware.precision={request!r}: {refusal}; set hardware.precision=auto")
     if request != "bf16" or device != "cpu":
@@ -206,24 +214,8 @@ def _fastest_precision(device: str) -> tuple[Precision, str]:
     if device == "mps":
         return "fp32", "nothing else is tried on mps"
     capability = _compute_capability()
-    shown = "compute capability {}.{}".format(*capability)
-    if capability >= BF16_CAPABILITY:
-        return "bf16", f"{shown} has it"
-    if capability >= FP16_CAPABILITY:
-        return "fp16", f"{shown} has no bf16"
-    return "fp32", f"{shown} has no tensor cores"
-
-
-def _refuse_precision(request: Precision, device: str) -> str | None:
-    """Why this device does not compute in `request`, or None if it does."""
-    if device == "cuda":
-        least = {"fp32": (0, 0), "fp16": FP16_CAPABILITY, "bf16": BF16_CAPABILITY}[request]
-        capability = _compute_capability()
-        if capability < least:
-            return "needs compute capability {}.{}, this card has {}.{}".format(*least, *capability)
-    if (device, request) in {("cpu", "fp16"), ("mps", "fp16"), ("mps", "bf16")}:
-        return f"not on device {device}"
-    return None
+    precision = next(name for name, (least, _) in CAPABILITIES.items() if capability >= least)
+    return precision, "compute capability {}.{} {}".format(*capability, CAPABILITIES[precision][1])
 
 
 def _compute_capability() -> tuple[int, int]:
@@ -233,9 +225,7 @@ def _compute_capability() -> tuple[int, int]:
 
 def _cpu_prefers_bf16() -> bool:
     """By its instructions and by trial: an emulator may claim what it does slowly."""
-    if not claims_bf16():
-        return False
-    fp32, bf16 = measure_cpu_rates()
+    fp32, bf16 = measure_cpu_rates() if claims_bf16() else (0.0, 0.0)
     return bf16 > fp32
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,20 +33,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Mask | None = Non
     is_fused = query.device.type == "cpu" and dropout == 0.0 and torch.compiler.is_compiling()
     if isinstance(mask, FusedMask):
         # Apart, so that the text, most of it, is plain causal attention.
-        text, masks = (
-            [part[:, :, : mask.text_length] for part in (query, key, value)],
-            (query[:, :, mask.text_length :], key, value),
-        )
-        seen = attend(*text, mask=mask.text, dropout=dropout)
+        text = [part[:, :, : mask.text_length] for part in (query, key, value)]
+        seen, masks = attend(*text, mask=mask.text, dropout=dropout), query[:, :, mask.text_length :]
         if is_fused and cut_into_blocks(mask.text_length) and isinstance(mask.masks, Tensor):
-            return torch.cat((seen, _attend_by_products(*masks, mask.masks)), dim=2)
-        return torch.cat((seen, attend(*masks, mask=mask.masks, dropout=dropout)), dim=2)
+            return torch.cat((seen, _attend_by_products(masks, key, value, mask.masks)), dim=2)
+        return torch.cat((seen, attend(masks, key, value, mask=mask.masks, dropout=dropout)), dim=2)
     if isinstance(mask, BlockMask):
         assert dropout == 0.0, "FlexAttention has no dropout"
         # A part of a longer tensor as the query gave wrong numbers within a compiled block (torch 2.13 on a CPU).
-        attend_sparsely = cast(Callable[..., Any], flex_attention)
-        if not torch.compiler.is_compiling():
-            attend_sparsely = compile_flex_attention()
+        attend_sparsely: Any = flex_attention if torch.compiler.is_compiling() else compile_flex_attention()
         mixed: Tensor = attend_sparsely(
             query.contiguous(), key, value, block_mask=mask, enable_gqa=key.shape[1] != query.shape[1]
         )

@@ -192,13 +192,9 @@ class GPT(nn.Module):
         time, size = tokens.shape[1], self.params.diffusion.block_size
         assert cache is not None or time <= self.params.context_length
         positions = cache.positions if cache else torch.arange(time, device=tokens.device)
-        text_mask = self._find_mask(tokens, cache)
-        mask: Mask | None = text_mask
+        mask = self._find_mask(tokens, cache, mask_blocks)
         if mask_blocks is not None:
-            assert cache is None
             assert size is not None, "a model without masks: set model.diffusion.block_size"
-            tidar_mask = TidarMask(mask_blocks, size, time, self._number_documents(tokens))
-            mask = self._fuse_mask(tokens, text_mask, tidar_mask)
             spread = spread_masks(mask_blocks, size)
             positions = torch.cat((positions.expand(len(tokens), time), spread), dim=1)
             tokens = F.pad(tokens, (0, spread.shape[1]), value=self.vocab_size)
@@ -225,32 +221,29 @@ class GPT(nn.Module):
         rows = self.token_embedding(tokens.masked_fill(is_mask, 0))
         return torch.where(is_mask[..., None], self.mask_embedding.weight, rows)
 
-    def _find_mask(self, tokens: Tensor, cache: CacheView | None) -> Tensor | None:
+    def _find_mask(self, tokens: Tensor, cache: CacheView | None, mask_blocks: Tensor | None) -> Mask | None:
         """What `tokens` (B, T) may see of the cache and of themselves; None where plain causal attention says it all.
 
         Positions are not restarted in a document: rotary ones see distances alone, and with learned ones a text that a
         window cuts in two has no beginning to count from.
         """
-        if cache is None:
-            documents = self._number_documents(tokens)
-            return None if documents is None else mask_documents(documents)
+        text, documents = cache.mask if cache else None, None
         if self.params.document_mask:
             assert self.end_of_text is not None
-            return cache.mask_documents(tokens, self.end_of_text)
-        return cache.mask
-
-    def _number_documents(self, tokens: Tensor) -> Tensor | None:
-        """The document of each token, if that matters."""
-        if not self.params.document_mask:
-            return None
-        assert self.end_of_text is not None
-        return number_documents(tokens, self.end_of_text)
-
-    def _fuse_mask(self, tokens: Tensor, text: Tensor | None, tidar_mask: TidarMask) -> FusedMask:
-        """FlexAttention on a card, in training: it has no dropout and takes no narrow heads, and pays when compiled."""
+            if cache:
+                text = cache.mask_documents(tokens, self.end_of_text)
+            else:
+                documents = number_documents(tokens, self.end_of_text)
+                text = mask_documents(documents)
+        size = self.params.diffusion.block_size
+        if mask_blocks is None or size is None:
+            return text
+        assert cache is None
+        masks = TidarMask(mask_blocks, size, tokens.shape[1], documents)
+        # FlexAttention has no dropout and takes no narrow heads, and pays on a card when compiled.
         has_kernel = self.params.head_width >= 16 and not self.params.dropout
         is_flexible = tokens.device.type == "cuda" and self.training and has_kernel
-        return FusedMask(text, tidar_mask.sparsely() if is_flexible else tidar_mask.densely(), tokens.shape[1])
+        return FusedMask(text, masks.sparsely() if is_flexible else masks.densely(), tokens.shape[1])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The score of every token, (..., V), from the final hidden state (..., D)."""
@@ -305,18 +298,17 @@ class GPT(nn.Module):
         return TidarOutput(logits, masks_logits, (ar + weight * diffusion) / (1 + weight), ar, diffusion)
 
     @classmethod
-    def outline(cls, params: ModelParams, vocab_size: int) -> "GPT":
-        """The model's shapes without its weights, in no time and no memory."""
+    def outline(cls, params: ModelParams, vocab_size: int, end_of_text: int | None = 0) -> "GPT":
+        """The model's shapes without its weights, in no time and no memory; none depends on `end_of_text`."""
         with torch.device("meta"):
-            return cls(params, vocab_size, seed=None, end_of_text=0)  # any: no shape depends on it
+            return cls(params, vocab_size, seed=None, end_of_text=end_of_text)
 
     @classmethod
     def of_weights(
         cls, params: ModelParams, vocab_size: int, weights: dict[str, Tensor], *, end_of_text: int | None = None
     ) -> "GPT":
         """The model in evaluation mode whose weights these tensors are, not copies of them; a tied head needs none."""
-        with torch.device("meta"):
-            model = cls(params, vocab_size, seed=None, end_of_text=end_of_text)
+        model = cls.outline(params, vocab_size, end_of_text)
         if params.tie_embeddings:
             weights = {**weights, "head.weight": weights["token_embedding.weight"]}
         model.load_state_dict(weights, assign=True)

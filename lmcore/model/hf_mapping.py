@@ -1,7 +1,7 @@
 """Hugging Face's terms for our model, both ways: the values of config.json, and the names of the weights."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from lmcore.errors import ArtifactError
+from lmcore.errors import ArtifactError, list_some
 from lmcore.model.gpt import GPT
 from lmcore.model.hf_architecture import FIXED_CHOICES, Architecture
 from lmcore.model.params import DiffusionParams, ModelParams
@@ -129,7 +129,6 @@ NO_WEIGHTS: dict[Architecture, str] = {
     "qwen3": r"(?!)",  # nothing
 }
 REMEDY = "fetch the folder again"
-NAMED = 3  # tensors in a message
 
 
 def load_hugging_face(folder: Path, config: Mapping[str, Any]) -> GPT:
@@ -142,11 +141,8 @@ def load_hugging_face(folder: Path, config: Mapping[str, Any]) -> GPT:
     stored = StoredWeights(folder, REMEDY)
     stored.require_layers(params.n_layers)
     # GPT-2 as OpenAI published it is the network without its head, whose names have no first part.
-    prefix = (
-        "transformer."
-        if architecture == "gpt2" and not any(n.startswith("transformer.") for n in stored.shapes)
-        else ""
-    )
+    is_whole = architecture != "gpt2" or any(name.startswith("transformer.") for name in stored.shapes)
+    prefix = "" if is_whole else "transformer."
     outline = GPT.outline(params, vocab_size)
     named = named_weights(outline, architecture)
     require_same({name.removeprefix(prefix): weight for name, weight in named.items()}, stored, architecture)
@@ -164,22 +160,17 @@ def require_same(wanted: Mapping[str, Tensor], stored: StoredWeights, architectu
     """Raise ArtifactError, naming them, unless `stored` has the weights `wanted`, in their shapes, and no others."""
     found, shapes = stored.shapes, {name: tuple(weight.shape) for name, weight in wanted.items()}
     if missing := shapes.keys() - found.keys():
-        raise ArtifactError(f"{stored.folder}: the weights lack {_name(missing)}, which config.json asks for: {REMEDY}")
+        names = list_some(sorted(missing))
+        raise ArtifactError(f"{stored.folder}: the weights lack {names}, which config.json asks for: {REMEDY}")
     allowed = re.compile(f"lm_head\\.weight|(transformer\\.)?{NO_WEIGHTS[architecture]}")
     if others := {name for name in found.keys() - shapes.keys() if not allowed.fullmatch(name)}:
-        raise ArtifactError(f"{stored.folder}: config.json has no place for {_name(others)} among the weights")
+        names = list_some(sorted(others))
+        raise ArtifactError(f"{stored.folder}: config.json has no place for {names} among the weights")
     for name, shape in shapes.items():
         if found[name] != shape:
             raise ArtifactError(
                 f"{stored.folder}: {name} has the shape {list(found[name])}, config.json makes it {list(shape)}"
             )
-
-
-def _name(names: Iterable[str]) -> str:
-    """The first of them in their order, and how many there are besides."""
-    listed = sorted(names)
-    more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
-    return ", ".join(listed[:NAMED]) + more
 
 
 def config_values(params: ModelParams, vocab_size: int, architecture: Architecture) -> dict[str, Any]:

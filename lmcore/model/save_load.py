@@ -58,7 +58,15 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> GPT:
                 raise ArtifactError(f"{place}: end_of_text={end_of_text!r}: must be a token, below {vocab_size}")
             if params.document_mask and end_of_text not in range(vocab_size):
                 raise ArtifactError(f"{place}: end_of_text={end_of_text}: model.document_mask needs this token's id")
-            return _load_own(folder, params, vocab_size, end_of_text).to(device)
+            stored = StoredWeights(folder, REMEDY)
+            stored.require_layers(params.n_layers)
+            shapes = {name: weight.shape for name, weight in GPT.outline(params, vocab_size).named_parameters()}
+            other_shapes = (name for name in shapes if shapes[name] != stored.shapes[name])
+            if wrong := sorted(shapes.keys() ^ stored.shapes) or sorted(other_shapes):
+                named = ", ".join(wrong[:3])
+                raise ArtifactError(f"{folder / WHOLE} does not fit {place} ({named}): {REMEDY}")
+            weights = {name: copy_parts(shape, [stored.read(name)]) for name, shape in shapes.items()}
+            return GPT.of_weights(params, vocab_size, weights, end_of_text=end_of_text).to(device)
     kinds = ", ".join(MODEL_CLASSES)
     raise ArtifactError(f"{place} is neither a model of format {FORMAT} nor Hugging Face's {kinds}: {REMEDY}")
 
@@ -67,15 +75,3 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     """What made the model: parameters and fingerprints, as the train stage wrote them."""
     lineage: dict[str, Any] = read_json(folder / "lineage.json", REMEDY)
     return lineage
-
-
-def _load_own(folder: Path, params: ModelParams, vocab_size: int, end_of_text: int | None) -> GPT:
-    stored = StoredWeights(folder, REMEDY)
-    stored.require_layers(params.n_layers)
-    shapes = {name: weight.shape for name, weight in GPT.outline(params, vocab_size).named_parameters()}
-    if wrong := sorted(shapes.keys() ^ stored.shapes) or sorted(n for n in shapes if shapes[n] != stored.shapes[n]):
-        raise ArtifactError(
-            f"{folder / WHOLE} does not fit {folder / 'config.json'} ({', '.join(wrong[:3])}): {REMEDY}"
-        )
-    weights = {name: copy_parts(shape, [stored.read(name)]) for name, shape in shapes.items()}
-    return GPT.of_weights(params, vocab_size, weights, end_of_text=end_of_text)

@@ -9,10 +9,10 @@ from lmcore.files import read_json, write_file, write_json
 from lmcore.model.params import DiffusionParams
 from lmcore.runtime.progress import say
 from lmcore.tokens.batches import Batches
+from lmcore.train.mask_blocks import find_stable_end
 from lmcore.train.params import LENGTHS, TrainParams
 from lmcore.train.run_state import PREVIOUS
 from lmcore.train.schedule import Schedule, plan_schedule
-from lmcore.train.tidar_blocks import find_stable_end
 
 # What may differ: how long a run is and when it decays say nothing about the steps before.
 LENGTH_KEYS = {*LENGTHS, "decay_fraction"}

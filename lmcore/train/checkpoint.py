@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -52,22 +51,14 @@ class Image:
     | `save`, hash its bytes, write    | 0.24 s         | the state again        | 54 ms            | OSError     |
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        header, places = lay_out_tensors({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
-        end = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    def __init__(self, shapes: Mapping[str, tuple[torch.dtype, torch.Size]]) -> None:
+        header, places = lay_out_tensors(shapes)
+        end = max((place.stop for place in places.values()), default=0)
         whole = torch.empty(len(header) + end, dtype=torch.uint8)
         whole[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
         body = whole[len(header) :]
-        self.content = whole.numpy().data
-        self.views = {
-            name: body[places[name]].view(tensor.dtype).view(tensor.shape) for name, tensor in tensors.items()
-        }
-
-    def fits(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether these have the names, types and shapes that it was made for."""
-        return self.views.keys() == tensors.keys() and all(
-            (view.dtype, view.shape) == (tensors[name].dtype, tensors[name].shape) for name, view in self.views.items()
-        )
+        self.shapes, self.content = shapes, whole.numpy().data
+        self.views = {name: body[places[name]].view(dtype).view(shape) for name, (dtype, shape) in shapes.items()}
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy the tensors, from whatever device and in whatever strides, to their places."""
@@ -93,9 +84,7 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._writer:
             self.finish()
 
@@ -109,13 +98,14 @@ class Checkpoints:
     ) -> None:
         """Copy the state after `step` updates, which may change once this returns, and have it written.
 
-        `val_loss` (nats per token) is what `best` compares; `ends_stable_phase` keeps it for good, for a longer run to
+        The lowest `val_loss` (nats per token) is kept; `ends_stable_phase` keeps it for good, for a longer run to
         branch off. Waits for the write before, and raises what stopped that one, unless it was a full disk.
         """
         self.finish()
-        if self._image is None or not self._image.fits(tensors):
+        shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+        if self._image is None or self._image.shapes != shapes:
             self._image = None  # its memory goes before the new one's comes
-            self._image = Image(tensors)
+            self._image = Image(shapes)
         self._image.fill(tensors)
         self._writing = self._writer.submit(self._write, step, self._image, val_loss, ends_stable_phase)
 
@@ -125,13 +115,6 @@ class Checkpoints:
             wait([self._writing])
             written, self._writing = self._writing, None
             written.result()
-
-    def best(self) -> int | None:
-        """The step of the checkpoint with the lowest validation loss, the first of equals; None if none has one."""
-        self.finish()
-        found = self._list()
-        path = _find_best(found)
-        return None if path is None else found[path].step
 
     def restore(self) -> tuple[int, dict[str, Tensor]] | None:
         """The newest sound checkpoint's step and tensors, on the CPU; None when there is none."""
@@ -150,11 +133,14 @@ class Checkpoints:
         """The writer's work. Hashing and writing let go of the GIL, so that training goes on beside them."""
         self._remove_leftovers()
         path = self.folder / f"step-{step:08d}.safetensors"
-        # Reading the file back to hash it would only show that the page cache has it; `restore` reads it in earnest.
-        sha256 = hashlib.sha256(image.content).hexdigest()
-        size = image.content.nbytes
         metadata = CheckpointMetadata(
-            format=FORMAT, step=step, sha256=sha256, bytes=size, val_loss=val_loss, trunk=ends_stable_phase
+            format=FORMAT,
+            step=step,
+            # Hashing what was read back would only show that the page cache has it; `restore` reads it in earnest.
+            sha256=hashlib.sha256(image.content).hexdigest(),
+            bytes=image.content.nbytes,
+            val_loss=val_loss,
+            trunk=ends_stable_phase,
         )
         try:
             with write_file(path) as file:
@@ -173,8 +159,9 @@ class Checkpoints:
 
     def _prune(self) -> None:
         found = self._list()
-        kept = {*list(found)[-self.keep :], _find_best(found), *(path for path in found if found[path].trunk)}
-        for path in found.keys() - kept:
+        losses = {path: metadata.val_loss for path, metadata in found.items() if metadata.val_loss is not None}
+        best = min(losses, key=losses.__getitem__, default=None)  # the first of equals
+        for path in found.keys() - {*list(found)[-self.keep :], best, *(path for path in found if found[path].trunk)}:
             path.unlink()
         self._remove_leftovers()
 
@@ -198,11 +185,6 @@ class Checkpoints:
                 if metadata is not None:
                     found[path] = metadata
         return dict(sorted(found.items(), key=lambda item: item[1].step))
-
-
-def _find_best(found: Mapping[Path, CheckpointMetadata]) -> Path | None:
-    losses = {path: metadata.val_loss for path, metadata in found.items() if metadata.val_loss is not None}
-    return min(losses, key=losses.__getitem__, default=None)
 
 
 def _discard(path: Path, error: ArtifactError) -> None:

@@ -14,10 +14,10 @@ from lmcore.hardware.distributed import split_batch
 from lmcore.hardware.measure import peak_memory_bytes
 from lmcore.hardware.resolve import Hardware
 from lmcore.hardware.signals import Interrupt
-from lmcore.model.gpt import GPT
 from lmcore.runtime.progress import TrainingProgress
 from lmcore.tokens.batches import Batches
 from lmcore.train.checkpoint import Checkpoints
+from lmcore.train.mask_blocks import choose_mask_blocks, find_stable_end
 from lmcore.train.nan_guard import report_spike, require_few_skipped, require_finite
 from lmcore.train.params import TrainParams
 from lmcore.train.plan import RunContext
@@ -25,7 +25,6 @@ from lmcore.train.run_state import Record, Run
 from lmcore.train.sharding import whole_weights
 from lmcore.train.state import TrainState
 from lmcore.train.step import Batch, accumulate_gradients, update_weights
-from lmcore.train.tidar_blocks import choose_mask_blocks, find_stable_end
 
 
 class ValidationLoss(Protocol):
@@ -44,13 +43,7 @@ class ValidationLoss(Protocol):
         """Nats per token at each mask position of a block; empty without masks."""
 
 
-class Validate(Protocol):
-    """Measures a model."""
-
-    def __call__(self, model: GPT, /, *, with_masks: bool) -> ValidationLoss:
-        """`with_masks` asks for the losses of its masks too."""
-
-
+Validate = Callable[..., ValidationLoss]  # of a model; `with_masks=True` asks for the losses of its masks too
 ChooseBlocks = Callable[[int], Tensor | None]  # of a step, for the whole batch
 
 

@@ -3,6 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -132,14 +133,11 @@ class ParameterCounts(NamedTuple):
 @functools.cache
 def count_parameters(params: ModelParams, vocab_size: int) -> ParameterCounts:
     """What a model would have, without its memory."""
-    weights = dict(GPT.outline(params, vocab_size).named_parameters())
-    sets: Counter[torch.Size] = Counter()
-    sides = 0
-    for name, weight in weights.items():
-        if is_hidden_matrix(name, weight):
-            sets[weight.shape] += weight.numel()
-            sides += sum(weight.shape)
-    return ParameterCounts(sum(weight.numel() for weight in weights.values()), sets.total(), max(sets.values()), sides)
+    model, sets = GPT.outline(params, vocab_size), Counter[torch.Size]()
+    matrices = [weight.shape for name, weight in model.named_parameters() if is_hidden_matrix(name, weight)]
+    for shape in matrices:
+        sets[shape] += shape.numel()
+    return ParameterCounts(model.count_parameters(), sets.total(), max(sets.values()), sum(map(sum, matrices)))
 
 
 def _block_bytes(params: ModelParams, precision: Precision, device: str, compiled: bool) -> int:
@@ -285,26 +283,15 @@ def find_micro_batch(try_step: Callable[[int], None], start: int) -> int:
     `try_step` does one forward and backward pass over so many sequences and may leave gradients behind. Raises
     ParameterError when a single sequence is too much.
     """
-    size = start
-    while not _succeeds(try_step, size):
-        torch.cuda.empty_cache()
-        if size == 1:
-            raise ParameterError(
-                "hardware.micro_batch_size=1: one sequence does not fit into the card's memory; set "
-                "hardware.activation_checkpointing=true or make model.n_layers, model.d_model or model.context_length "
-                "smaller"
-            )
-        size //= 2
-    return size
-
-
-def _succeeds(try_step: Callable[[int], None], size: int) -> bool:
-    """In a function of its own: the error's traceback holds the step's tensors until it is left."""
-    try:
-        try_step(size)
-    except torch.OutOfMemoryError:
-        return False
-    return True
+    for halvings in range(start.bit_length()):
+        with suppress(torch.OutOfMemoryError):
+            try_step(start >> halvings)
+            return start >> halvings
+        torch.cuda.empty_cache()  # the error's traceback, gone by now, has held the step's tensors
+    raise ParameterError(
+        "hardware.micro_batch_size=1: one sequence does not fit into the card's memory; set "
+        "hardware.activation_checkpointing=true or make model.n_layers, model.d_model or model.context_length smaller"
+    )
 
 
 def format_memory(estimate: MemoryEstimate) -> str:

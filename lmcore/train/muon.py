@@ -7,7 +7,7 @@ together, and the working precision can be chosen (that one always works in bflo
 such instructions multiplies a hundred times more slowly than fp32).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Any
 
@@ -16,10 +16,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lmcore.train.sharding import gather_tensor, shard_like
-
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-ITERATIONS = 5
-EPSILON = 1e-7
 
 
 class Muon(Optimizer):
@@ -40,9 +36,10 @@ class Muon(Optimizer):
         """Move every weight that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            for same in _by_shape(weights):
-                self._move(same, group)
+            weights = (weight for weight in group["params"] if weight.grad is not None)
+            by_shape = sorted(weights, key=lambda weight: tuple(weight.shape))
+            for _, same in groupby(by_shape, key=lambda weight: weight.shape):
+                self._move(list(same), group)
 
     def _move(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         """Move the `weights`, all of one shape (m, n)."""
@@ -53,7 +50,10 @@ class Muon(Optimizer):
             applied = 1 - self.found_inf
             for gradient in gradients:  # nothing times 0 is NaN's answer
                 gradient.nan_to_num_(0.0, 0.0, 0.0)
-        averages = [self._average(weight) for weight in weights]
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        averages = [self.state[weight]["momentum_buffer"] for weight in weights]
         torch._foreach_lerp_(averages, gradients, (1 - momentum) * applied)
         updates = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov
         whole = torch.stack([gather_tensor(update) for update in updates]).to(group["dtype"])  # (count, m, n)
@@ -62,30 +62,18 @@ class Muon(Optimizer):
         torch._foreach_mul_(weights, 1 - rate * group["weight_decay"] * applied)
         torch._foreach_sub_(weights, [shard_like(*pair) for pair in zip(directions, weights, strict=True)])
 
-    def _average(self, weight: Tensor) -> Tensor:
-        state = self.state[weight]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(weight)
-        average: Tensor = state["momentum_buffer"]
-        return average
-
 
 def orthogonalise(matrices: Tensor) -> Tensor:
     """The nearest (semi-)orthogonal matrices to `matrices` (count, m, n), roughly: singular values near 1.
 
     A quintic Newton-Schulz iteration; its coefficients trade exactness for speed (values end between 0.7 and 1.2).
     """
-    first, second, third = COEFFICIENTS
+    first, second, third = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPSILON)
-    for _ in range(ITERATIONS):
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=second, alpha=third)
         x = torch.baddbmm(x, polynomial, x, beta=first)
     return x.mT if tall else x
-
-
-def _by_shape(weights: list[Tensor]) -> Iterator[list[Tensor]]:
-    for _, same in groupby(sorted(weights, key=lambda weight: tuple(weight.shape)), key=lambda weight: weight.shape):
-        yield list(same)

@@ -53,9 +53,8 @@ def report_spike(records: Sequence[Record], record: Record) -> None:
         return
     median = statistics.median(usual)
     deviation = statistics.median(abs(loss - median) for loss in usual)
-    if (
-        record["train_loss"] > median + SPIKE_DEVIATIONS * 1.4826 * deviation
-    ):  # 1.4826: in a normal distribution's terms
+    # 1.4826 makes it a normal distribution's standard deviation.
+    if record["train_loss"] > median + SPIKE_DEVIATIONS * 1.4826 * deviation:
         warn(
             f"step {record['step']}: the loss rose to {record['train_loss']:.4f}; "
             f"the {SPIKE_RECORDS} before were around {median:.4f}"

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from lmcore.train.muon import Muon
-
-ADAM_EPSILON = 1e-8
-
+from lmcore.train.sharding import shard_like
 
 # TrainParams, which imports this module for the names: not imported here, its keys are read as attributes.
 OptimizerParams = Any
@@ -41,8 +39,7 @@ def build_adamw(weights: Weights, params: OptimizerParams, _: torch.dtype) -> li
         {"params": [weight for weight in weights.values() if weight.dim() >= 2], "weight_decay": params.weight_decay},
         {"params": [weight for weight in weights.values() if weight.dim() < 2], "weight_decay": 0.0},
     ]
-    betas = (params.beta1, params.beta2)
-    return [AdamW(groups, lr=params.learning_rate, betas=betas, eps=ADAM_EPSILON, fused=True)]
+    return [AdamW(groups, lr=params.learning_rate, betas=(params.beta1, params.beta2), eps=1e-8, fused=True)]
 
 
 def build_muon(weights: Weights, params: OptimizerParams, dtype: torch.dtype) -> list[Optimizer]:
@@ -86,12 +83,14 @@ def name_state(optimizers: Sequence[Optimizer], model: nn.Module) -> Iterator[tu
             yield from ((f"optimizer/{key}/{names[weight]}", value) for key, value in state.items())
 
 
-def put_state(optimizers: Sequence[Optimizer], model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put back what `name_state` gave, `tensors` by the same names."""
+def put_state(optimizers: Sequence[Optimizer], model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `name_state` gave, on the devices of the weights; a tensor of a weight's shape is sharded as it."""
     weights = dict(model.named_parameters())
     owners = {
         weight: optimizer for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]
     }
     for path, value in tensors.items():
         _, key, name = path.split("/", 2)
-        owners[weights[name]].state[weights[name]][key] = value
+        weight = weights[name]
+        placed = shard_like(value, weight) if value.shape == weight.shape else value.to(weight.device)
+        owners[weight].state[weight][key] = placed

@@ -1,6 +1,6 @@
 """Plan of a training: its schedule and its hardware, settled once, before the model is built."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ def plan_run(
         peak = measure_peak_flops(hardware.device, hardware.precision) * world.size
         hardware = replace(hardware, peak_flops=peak)
         reset_peak_memory()
-    return RunContext(schedule, Hardware(**world.broadcast(asdict(hardware))), world)
+    return RunContext(schedule, world.broadcast(hardware), world)
 
 
 def estimate_training_flops(model_params: ModelParams, vocab_size: int, tokens: int) -> float:

@@ -36,12 +36,21 @@ def distribute(
     the optimizer is built afterwards. With `activation_checkpointing` a block keeps its input alone and computes the
     rest again for the backward pass, with the same dropout masks.
     """
+    blocks = objective.model.blocks
     if activation_checkpointing:
-        for block in objective.model.blocks:
+        for block in blocks:
             _recompute(block)
     if world.size == 1:
         return objective
-    module = _replicate(objective) if sharding == "replicate" else _shard(objective, world, device)
+    module: nn.Module = objective
+    if sharding == "full":
+        # What is outside the blocks belongs to the objective, which reaches for embedding and head without calling
+        # them.
+        mesh = init_device_mesh(device, (world.size,))
+        for part in (*blocks, objective):
+            fully_shard(part, mesh=mesh)
+    else:
+        module = DistributedDataParallel(objective, gradient_as_bucket_view=True)
     # The first pass is not like the others. DDP puts its buckets in another order after it, and the place in a bucket
     # decides in which order processes are summed: from three on, a resumed run differed from an uninterrupted one.
     # FSDP takes the first module that runs for the root, and a validation may come first.
@@ -50,19 +59,6 @@ def distribute(
         module(tokens, tokens).total.backward()
     module.zero_grad(set_to_none=True)
     return module
-
-
-def _replicate(objective: LanguageModelLoss) -> nn.Module:
-    return DistributedDataParallel(objective, gradient_as_bucket_view=True)
-
-
-def _shard(objective: LanguageModelLoss, world: World, device: str) -> nn.Module:
-    mesh = init_device_mesh(device, (world.size,))
-    for block in objective.model.blocks:
-        fully_shard(block, mesh=mesh)
-    # What is outside the blocks belongs to the objective, which reaches for embedding and head without calling them.
-    fully_shard(objective, mesh=mesh)
-    return objective
 
 
 def _recompute(block: nn.Module) -> None:

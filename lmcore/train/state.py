@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,14 +54,19 @@ class TrainState:
 
         Raises ArtifactError, before anything is changed, if the tensors are those of another model or optimizer.
         """
-        weights = dict(self.model.named_parameters())
-        places: dict[str, Tensor] = {f"model/{name}": weight for name, weight in weights.items()}
+        places: dict[str, Tensor] = {f"model/{name}": weight for name, weight in self.model.named_parameters()}
         places |= {f"average/{name}": value for name, value in self.average.items()} | self.counters
-        found = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer/")}
-        self._require_same(places, found)
+        optimizers = {name: tensor for name, tensor in tensors.items() if name.startswith("optimizer/")}
+        found = {name: tensor for name, tensor in tensors.items() if name not in optimizers}
+        other_shapes = (name for name in places if places[name].shape != found[name].shape)
+        if wrong := sorted(places.keys() ^ found.keys()) or sorted(other_shapes):
+            raise ArtifactError(
+                f"the checkpoint is another model's or optimizer's (it differs in {', '.join(wrong[:3])}, "
+                f"{len(wrong)} in all): remove the run's folder in runs/ to start afresh"
+            )
         for name, place in places.items():
             place.copy_(shard_like(found[name], place))
-        put_state(self.optimizers, self.model, self._optimizer_state(weights, tensors))
+        put_state(self.optimizers, self.model, optimizers)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -80,22 +84,3 @@ class TrainState:
             kept = weights[name].clone()
             weights[name].copy_(average)
             average.copy_(kept)
-
-    def _optimizer_state(self, weights: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The optimizer's tensors on their weights' devices; one of a weight's shape is sharded as the weight is."""
-        state = {}
-        for path, value in tensors.items():
-            if path.startswith("optimizer/"):
-                weight = weights[path.split("/", 2)[2]]
-                state[path] = shard_like(value, weight) if value.shape == weight.shape else value.to(weight.device)
-        return state
-
-    def _require_same(self, places: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-        wrong = sorted(places.keys() ^ found.keys()) or sorted(
-            name for name in places if places[name].shape != found[name].shape
-        )
-        if wrong:
-            raise ArtifactError(
-                f"the checkpoint is another model's or optimizer's (it differs in {', '.join(wrong[:3])}, "
-                f"{len(wrong)} in all): remove the run's folder in runs/ to start afresh"
-            )

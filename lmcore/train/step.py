@@ -85,14 +85,10 @@ def update_weights(state: TrainState, loss: Tensor, learning_rate: float, params
         named = dict(state.model.named_parameters())
         torch._foreach_lerp_(averages, [named[name].detach() for name in names], 1 - params.ema_decay)
     if "loss_scale" in counters:
-        _adapt_loss_scale(counters, bad)
+        steps = (counters["scaled_steps"] + 1) * (1 - bad)
+        grown = (steps >= SCALED_STEPS).float()
+        counters["loss_scale"].mul_(torch.exp2(grown - bad))
+        counters["scaled_steps"].copy_(steps * (1 - grown))
         bad = (~torch.isfinite(loss)).float()  # an overflow of the scaled gradient is this method's daily life
     counters["skipped_steps"] += bad
     return norm
-
-
-def _adapt_loss_scale(counters: dict[str, Tensor], bad: Tensor) -> None:
-    steps = (counters["scaled_steps"] + 1) * (1 - bad)
-    grown = (steps >= SCALED_STEPS).float()
-    counters["loss_scale"].mul_(torch.exp2(grown - bad))
-    counters["scaled_steps"].copy_(steps * (1 - grown))

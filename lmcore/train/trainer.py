@@ -85,11 +85,13 @@ def run_training(
             train(state, batches, context, Observers(run, checkpoints, progress, interrupt), validate, step)
             checkpoints.finish()
             with state.averaged():
-                whole = merge_adapters(gather_model(state))
+                whole = gather_model(state)
                 if run is not None:
                     write_outputs(run, whole, science, fingerprints, dataset.tokenizer, batches.figures)
         if run is not None:
-            run.complete(summarise_run(time.monotonic() - started, progress, hardware))
+            speed = {name: round(value, 3) for name, value in progress.speed.items()}
+            summary = {"seconds": round(time.monotonic() - started, 3), **speed}
+            run.complete({**summary, "peak_memory_bytes": peak_memory_bytes(), "hardware": hardware.describe()})
 
 
 def open_batches(params: TrainParams, context_length: int, dataset: TokenDataset, world: World) -> Batches:
@@ -108,16 +110,6 @@ def open_batches(params: TrainParams, context_length: int, dataset: TokenDataset
     )
 
 
-def summarise_run(seconds: float, progress: TrainingProgress, hardware: Hardware) -> dict[str, Any]:
-    """What this machine at this time explains."""
-    return {
-        "seconds": round(seconds, 3),
-        **{name: round(value, 3) for name, value in progress.speed.items()},
-        "peak_memory_bytes": peak_memory_bytes(),
-        "hardware": hardware.describe(),
-    }
-
-
 def build_state(model: GPT, params: TrainParams, hardware: Hardware, world: World) -> TrainState:
     """Put the model on its device and make of it what a step needs: compiled, distributed, with its optimizers."""
     if hardware.device == "cpu":
@@ -133,18 +125,11 @@ def build_state(model: GPT, params: TrainParams, hardware: Hardware, world: Worl
     objective = LanguageModelLoss(model)
     if hardware.compile:
         objective.compile_parts()
-    distributed = distribute(
-        objective,
-        world,
-        hardware.sharding,
-        hardware.device,
-        activation_checkpointing=hardware.activation_checkpointing,
-    )
-    muon_dtype = torch.float32 if hardware.precision == "fp32" else torch.bfloat16
-    optimizers = build_optimizers(model, params, muon_dtype)
-    return TrainState(
-        model, distributed, optimizers, ema=params.ema_decay is not None, fp16=hardware.precision == "fp16"
-    )
+    recompute = hardware.activation_checkpointing
+    distributed = distribute(objective, world, hardware.sharding, hardware.device, activation_checkpointing=recompute)
+    optimizers = build_optimizers(model, params, torch.float32 if hardware.precision == "fp32" else torch.bfloat16)
+    with_average, is_fp16 = params.ema_decay is not None, hardware.precision == "fp16"
+    return TrainState(model, distributed, optimizers, ema=with_average, fp16=is_fp16)
 
 
 @contextmanager
@@ -179,14 +164,10 @@ def restore(state: TrainState, checkpoints: Checkpoints, world: World) -> int:
 
 
 def gather_model(state: TrainState) -> GPT:
-    """The model with all its weights in this process: itself unless it is sharded. All processes must call this."""
-    weights = {name: weight.detach() for name, weight in state.model.named_parameters()}
-    gathered = {name: gather_tensor(weight) for name, weight in weights.items()}
-    if all(gathered[name] is weight for name, weight in weights.items()):
-        return state.model
-    whole = GPT(state.model.params, state.model.vocab_size, end_of_text=state.model.end_of_text)
-    whole.load_state_dict(gathered, strict=False)  # a tied head is the embedding
-    return whole
+    """Return a plain model, without shards and adapters, of the same weights. All processes must call this."""
+    model = merge_adapters(state.model)
+    weights = {name: gather_tensor(weight.detach()) for name, weight in model.named_parameters()}
+    return GPT.of_weights(model.params, model.vocab_size, weights, end_of_text=model.end_of_text)
 
 
 def announce(model: GPT, batches: Batches, context: RunContext) -> None:

@@ -18,9 +18,9 @@ from lmcore.errors import report_errors
 from lmcore.hardware.distributed import World, join_world, launch, split_batch
 from lmcore.model.gpt import GPT
 from lmcore.train.loss import LanguageModelLoss
+from lmcore.train.mask_blocks import choose_mask_blocks
 from lmcore.train.sharding import Sharding, distribute, gather_tensor, shard_like, sync_gradients, whole_weights
 from lmcore.train.step import Batch
-from lmcore.train.tidar_blocks import choose_mask_blocks
 
 VOCABULARY = 257  # of bytes, and odd: no number of processes divides it
 DRAWN = 16  # of them: the loss falls from 5.5 to 2.8. Where nothing can be learnt, rounding grows to 1e-3 in 50 steps

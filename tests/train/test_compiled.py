@@ -16,7 +16,7 @@ from tiny import TINY_MODEL, TINY_TRAIN
 from lmcore.hardware.distributed import World
 from lmcore.hardware.resolve import Hardware
 from lmcore.model.gpt import GPT
-from lmcore.train.tidar_blocks import choose_mask_blocks
+from lmcore.train.mask_blocks import choose_mask_blocks
 from lmcore.train.trainer import build_state
 from lmcore.train.step import Batch, accumulate_gradients, update_weights
 

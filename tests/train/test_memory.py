@@ -18,6 +18,7 @@ from lmcore.hardware.resolve import Hardware
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
 from lmcore.train.loss import LanguageModelLoss
+from lmcore.train.mask_blocks import choose_mask_blocks
 from lmcore.train.memory import (
     MemoryEstimate,
     choose_micro_batch,
@@ -30,7 +31,6 @@ from lmcore.train.memory import (
 from lmcore.train.optimizer import build_optimizers
 from lmcore.train.params import TrainParams
 from lmcore.train.sharding import distribute
-from lmcore.train.tidar_blocks import choose_mask_blocks
 
 MODERN = TINY_MODEL.model_copy(update={"n_layers": 3, "d_model": 64, "d_ff": 192, "context_length": 64})
 CLASSIC = GPT2_MODEL.model_copy(update={"n_layers": 3, "d_model": 64, "context_length": 64})

@@ -20,7 +20,7 @@ from lmcore.params import parse_section
 from lmcore.tokens.dataset import TokenDataset
 from lmcore.train import loss
 from lmcore.train.loss import LanguageModelLoss
-from lmcore.train.tidar_blocks import choose_mask_blocks
+from lmcore.train.mask_blocks import choose_mask_blocks
 
 SIZE = 4
 
