@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from lmcore.errors import DataError, ParameterError, list_some, suggest
-from lmcore.experiments.experiments import MAKE_SOME, Experiment, find_experiments
+from lmcore.experiments.experiments import FINISHED, MAKE_SOME, Experiment, find_experiments
 from lmcore.experiments.groups import COMMIT, Group, compare_groups, find_differing, group_experiments, is_count
 from lmcore.experiments.significance import Difference
 
@@ -72,7 +72,7 @@ def compare_experiments(
         first = find_experiments([baseline], root)[:1]
     experiments = [*(experiment for experiment in first if experiment not in experiments), *experiments]
     groups = group_experiments(experiments)
-    unfinished = [experiment for experiment in experiments if not experiment.is_finished]
+    unfinished = [experiment for experiment in experiments if experiment.status != FINISHED]
     if not groups:
         told = ", ".join(f"{experiment.name} is {experiment.status}" for experiment in unfinished)
         raise DataError(f"none of the experiments has finished: {told}; {MAKE_SOME}")

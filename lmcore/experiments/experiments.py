@@ -16,9 +16,7 @@ WORKSPACE = "workspace"
 REFERENCE = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")  # its commit in two parts, its name
 MLFLOW = "mlflow:"  # before a name that DVC has too
 MAKE_SOME = "`dvc exp run --queue -S train.seed=1,2,3` and `dvc queue start` make some"
-
-
-FINISHED = "finished"
+FINISHED = "finished"  # of an experiment whose metrics are final
 STATUSES = {"success": FINISHED, "scheduled": "queued"}  # of DVC and MLflow, where we say it in another word
 # No stage depends on these.
 WITHOUT_EFFECT = ("profiles.", "tracking.", "hardware.workers", "hardware.data_engine")
@@ -45,11 +43,6 @@ class Experiment:
         """Return the experiment with the parameters and metrics of a store in our form."""
         numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
         return cls(name, code, STATUSES.get(status, status), describe_params(params), numbers)
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether its metrics are final."""
-        return self.status == FINISHED
 
 
 def describe_params(values: Mapping[str, object]) -> dict[str, str]:
@@ -91,7 +84,11 @@ def read_experiments(names: Sequence[str], root: Path) -> list[Experiment]:
         and (commit := run_git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"))
     }
     wanted = dict.fromkeys([head, *commits.values(), *(home[name] for name in names if name in home)])
-    states = {state["rev"]: state for state in _show(list(wanted), root)}
+    try:  # `dvc exp show`, whose JSON is what DVC promises to other programs
+        shown = run_dvc(root, "exp", "show", "--json", *(f"--rev={commit}" for commit in wanted))
+    except ArtifactError as error:
+        raise ArtifactError(f"DVC cannot show the experiments of {root} ({error})") from None
+    states = {state["rev"]: state for state in json.loads(shown)}
     found = [
         _describe(entry["revs"][0], entry["name"], commit, (entry["executor"] or {}).get("state"))
         for commit in wanted
@@ -112,16 +109,6 @@ def read_file(name: str, code: str, path: str, root: Path) -> str:
         if text := run_git(root, "show", f"{revision}:./{path}"):
             return text
     raise ArtifactError(f"{name}: git has no {path} of it; an experiment of DVC has one once its training has ended")
-
-
-def _show(commits: Sequence[str], root: Path) -> list[dict[str, Any]]:
-    """`dvc exp show`, whose JSON is what DVC promises to other programs."""
-    try:
-        output = run_dvc(root, "exp", "show", "--json", *(f"--rev={commit}" for commit in commits))
-    except ArtifactError as error:
-        raise ArtifactError(f"DVC cannot show the experiments of {root} ({error})") from None
-    states: list[dict[str, Any]] = json.loads(output)
-    return states
 
 
 def _describe(state: Mapping[str, Any], name: str | None, code: str, status: str | None = None) -> Experiment:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from lmcore.experiments.experiments import Experiment
+from lmcore.experiments.experiments import FINISHED, Experiment
 from lmcore.experiments.significance import Difference, adjust_p_values, compare_samples
 
 # Of the initial weights and the order of the text. With another sample.seed the model is the same.
@@ -38,7 +38,7 @@ def group_experiments(experiments: Iterable[Experiment]) -> list[Group]:
     """The finished ones in groups, each group where its first member stands."""
     gathered: dict[tuple[object, ...], list[Experiment]] = {}
     for experiment in experiments:
-        if experiment.is_finished:
+        if experiment.status == FINISHED:
             science = {name: value for name, value in experiment.params.items() if name not in SEEDS}
             gathered.setdefault((experiment.code, *sorted(science.items())), []).append(experiment)
     return [_split_repeated(members) for members in gathered.values()]
@@ -67,9 +67,9 @@ def compare_groups(groups: Sequence[Group], baseline: Group, metric: str) -> lis
     base = baseline.sample(metric)
     samples = [() if group is baseline else group.sample(metric) for group in groups]
     found = [compare_samples(base, sample) if base and sample else None for sample in samples]
-    adjusted = adjust_p_values([None if difference is None else difference.p_value for difference in found])
+    adjusted = adjust_p_values([difference and difference.p_value for difference in found])
     pairs = zip(found, adjusted, strict=True)
-    return [None if difference is None else replace(difference, p_value=p_value) for difference, p_value in pairs]
+    return [difference and replace(difference, p_value=p_value) for difference, p_value in pairs]
 
 
 def is_count(groups: Iterable[Group], metric: str) -> bool:

@@ -65,7 +65,11 @@ def search(
             load_if_exists=True,
         )
         commit = run_git(root, "rev-parse", "HEAD")
-        _keep_question(study, {"settings": list(settings), "metric": metric, "commit": commit, "seed": seed})
+        asked = {"settings": list(settings), "metric": metric, "commit": commit, "seed": seed}
+        kept = study.user_attrs.get("question", asked)
+        if changed := [f"{key} was {kept[key]}" for key in asked if kept.get(key) != asked[key]]:
+            raise ParameterError(f"--name {name}: that search is another one ({'; '.join(changed)}): give a new name")
+        study.set_user_attr("question", asked)
         yield from _Search(study, question, root, commit, seed).run(trials, jobs)
 
 
@@ -113,17 +117,6 @@ def _read_distribution(setting: str, kind: str, parts: Sequence[str]) -> BaseDis
     if all(part.lstrip("-").isdigit() for part in parts):
         return IntDistribution(int(low), int(high), log=kind == "log")
     return FloatDistribution(low, high, log=kind == "log")
-
-
-def _keep_question(study: Study, asked: Mapping[str, Any]) -> None:
-    """Note what a new study asks. Raises ParameterError where an old one asked something else."""
-    kept = study.user_attrs.get("question", asked)
-    changed = [f"{name} was {kept[name]}" for name in asked if kept.get(name) != asked[name]]
-    if changed:
-        raise ParameterError(
-            f"--name {study.study_name}: that search is another one ({'; '.join(changed)}): give a new name"
-        )
-    study.set_user_attr("question", dict(asked))
 
 
 class _Search:

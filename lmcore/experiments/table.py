@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Literal
 
 from lmcore.experiments.compare import Comparison
-from lmcore.experiments.significance import Difference, measure_deviation
+from lmcore.experiments.significance import measure_deviation
 
 Format = Literal["text", "markdown", "csv"]
 SIGNIFICANT = 0.05
@@ -63,21 +63,16 @@ def _describe(comparison: Comparison, metric: str, place: int) -> list[str]:
         mean += f" (n = {len(sample)})"
     if group is comparison.baseline:
         return [mean, "baseline", ""]
-    return [mean, *_show_difference(differences[place], decimals)]
-
-
-def _show_difference(difference: Difference | None, decimals: int) -> list[str]:
-    if difference is None:
-        return [NOTHING, NOTHING]
-    shown = f"{difference.value:+.{decimals}f}"
-    if difference.interval is None or difference.p_value is None:
-        return [shown, NOTHING]
-    low, high = difference.interval
-    p_value = "< 0.0001" if difference.p_value < 0.0001 else f"{difference.p_value:.4f}"
-    return [
-        f"{shown} ({low:+.{decimals}f} to {high:+.{decimals}f})",
-        p_value + (" *" if difference.p_value < SIGNIFICANT else ""),
-    ]
+    difference = differences[place]
+    shown = p_value = NOTHING
+    if difference is not None:
+        shown = f"{difference.value:+.{decimals}f}"
+        if difference.interval is not None and difference.p_value is not None:
+            low, high = difference.interval
+            shown += f" ({low:+.{decimals}f} to {high:+.{decimals}f})"
+            p_value = "< 0.0001" if difference.p_value < 0.0001 else f"{difference.p_value:.4f}"
+            p_value += " *" if difference.p_value < SIGNIFICANT else ""
+    return [mean, shown, p_value]
 
 
 def _choose_decimals(samples: Sequence[Sequence[float]]) -> int:

@@ -9,6 +9,7 @@ import re
 import tarfile
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 from lmcore.experiments.experiments import list_references
@@ -59,12 +60,9 @@ def read_committed(root: Path, commit: Commit) -> Pipeline:
 def find_recording(root: Path, stage: str, since: Commit | None) -> Commit | None:
     """The commit that first recorded what dvc.lock says of a stage now, or in `since`; None if none has yet."""
     wanted = cut_stage(_read_file(root, since.id, LOCK) if since else (root / LOCK).read_bytes(), stage)
-    found = None
-    for commit in list_commits(root, since.id if since else "HEAD"):
-        if cut_stage(_read_file(root, commit.id, LOCK), stage) != wanted:
-            break
-        found = commit
-    return found
+    commits = list_commits(root, since.id if since else "HEAD")
+    alike = takewhile(lambda commit: cut_stage(_read_file(root, commit.id, LOCK), stage) == wanted, commits)
+    return next(reversed([*alike]), None)
 
 
 def find_missing_code(project: Project, stage: LockedStage, commit: Commit) -> list[str]:

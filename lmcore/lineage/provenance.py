@@ -39,17 +39,17 @@ class Records:
     @cached_property
     def corpus(self) -> dict[str, Any] | None:
         """data/raw's manifest: `sources` with url and licence, `files` with sha256 and bytes."""
-        return self._read(RAW, MANIFEST, {"sources": list, "files": list})
+        return read_record(self.find(RAW, MANIFEST), {"sources": list, "files": list})
 
     @cached_property
     def tokens(self) -> dict[str, Any] | None:
         """data/tokens' manifest."""
-        return self._read(TOKENS, MANIFEST, {"splits": dict})
+        return read_record(self.find(TOKENS, MANIFEST), {"splits": dict})
 
     @cached_property
     def model(self) -> dict[str, Any] | None:
         """The model's lineage.json."""
-        return self._read(MODEL, LINEAGE, LINEAGE_TYPES)
+        return read_record(self.find(MODEL, LINEAGE), LINEAGE_TYPES)
 
     @cached_property
     def tokenizer(self) -> str | None:
@@ -103,17 +103,18 @@ class Records:
         if noted := self.card.get("trained weights"):
             yield "export", "export", EXPORT, "is of weights", noted, MODEL, self._hash(MODEL, WEIGHTS)
 
-    def _read(self, path: str, name: str, types: Mapping[str, type]) -> dict[str, Any] | None:
-        found = self.find(path, name)
-        try:
-            values = None if found is None else read_json(found, "")
-        except ArtifactError:  # a damaged file is not what was recorded, and that is said of it already
-            return None
-        return values if has_types(values, types) else None
-
     def _hash(self, path: str, name: str) -> str | None:
         found = self.find(path, name)
         return None if found is None else self.project.read_all([found], "read")[found].sha256
+
+
+def read_record(path: Path | None, types: Mapping[str, type]) -> dict[str, Any] | None:
+    """Return the JSON object in a file if it has these types (see `has_types`); None otherwise, and without a file."""
+    try:
+        values = None if path is None else read_json(path, "")
+    except ArtifactError:  # a damaged file is not what was recorded, and that is said of it already
+        return None
+    return values if has_types(values, types) else None
 
 
 def has_types(values: object, types: Mapping[str, type]) -> bool:

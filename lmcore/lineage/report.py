@@ -98,16 +98,11 @@ def _render_step(step: Step, width: int) -> Iterator[str]:
     changed = [part for part in step.code if part.state != "same"]
     told = f"{len(changed)} CHANGED: {', '.join(part.path for part in changed)}" if changed else "as it was"
     yield _label("code", f"{len(step.code)} files and folders, {told}")
-    yield from _render_params(step.params)
-    yield _label("recorded", _show_commit(step.commit) if step.commit else "NOT COMMITTED")
-
-
-def _render_params(params: Mapping[str, Any]) -> Iterator[str]:
-    """Those that are set, a section after the other."""
-    given = [(*name.split(".", 1), value) for name, value in params.items() if value is not None]
+    given = [(*name.split(".", 1), value) for name, value in step.params.items() if value is not None]
     for number, (section, values) in enumerate(groupby(given, key=lambda entry: entry[0])):
         words = (f"{name}={_show(value)}" for _, name, value in values)
         yield from _wrap("params" if number == 0 else "", f"{section}: {'  '.join(words)}")
+    yield _label("recorded", _show_commit(step.commit) if step.commit else "NOT COMMITTED")
 
 
 def _render_parts(label: str, parts: Iterable[Part], width: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ from lmcore.files import read_json
 from lmcore.lineage.dvc_files import Project
 from lmcore.lineage.history import Commit, find_commit, list_commits, list_experiments, read_committed
 from lmcore.lineage.lock import Pipeline
-from lmcore.lineage.provenance import LINEAGE, MODEL, NOT_IDENTITY, tell_differing
+from lmcore.lineage.provenance import LINEAGE, MODEL, NOT_IDENTITY, read_record, tell_differing
 from lmcore.lineage.remedy import Mismatch, make_again
 from lmcore.lineage.steps import Trace
 from lmcore.params import flatten
@@ -27,10 +27,7 @@ SECTIONS = ("model.", "train.")  # of the parameters, those that a run's key is 
 def read_identity(root: Path, key: str) -> dict[str, Any] | None:
     """What the key in runs/ was made from; None if the run is not there. Raises ArtifactError for a damaged one."""
     path = root / "runs" / key / "identity.json"
-    if not path.exists():
-        return None
-    identity: dict[str, Any] = read_json(path, f"rm -r runs/{key}")
-    return identity
+    return read_json(path, f"rm -r runs/{key}") if path.exists() else None
 
 
 def describe_run(root: Path, key: str) -> dict[str, Any]:
@@ -102,7 +99,9 @@ def find_state(
     """
     if read_key(project.root / MODEL / LINEAGE) == key and "train" in present.stages:
         return present, None
-    wanted = _read_params(project.root, key, tracked)
+    identity = read_identity(project.root, key)
+    noted = flatten(identity) if identity is not None else tracked.params if tracked else {}
+    wanted = describe_params(noted)
     likely: tuple[Pipeline, Commit] | None = None
     for commit, pipeline in _list_states(project.root, tracked):
         if "train" not in pipeline.stages or MODEL not in pipeline.outputs:
@@ -127,11 +126,7 @@ def find_state(
 
 def read_key(path: Path | None) -> str | None:
     """The key of the run that a lineage.json names; None for one that is damaged or not there."""
-    try:
-        values = None if path is None else read_json(path, "")
-    except ArtifactError:
-        return None
-    return values.get("run_key") if isinstance(values, dict) else None
+    return (read_record(path, {"run_key": str}) or {}).get("run_key")
 
 
 def _list_states(root: Path, tracked: StoredRun | None) -> Iterator[tuple[Commit, Pipeline]]:
@@ -144,14 +139,6 @@ def _list_states(root: Path, tracked: StoredRun | None) -> Iterator[tuple[Commit
             yield commit, read_committed(root, commit)
         except LmcoreError:  # a commit from before there was a dvc.lock, or with a torn one
             continue
-
-
-def _read_params(root: Path, key: str, tracked: StoredRun | None) -> dict[str, str]:
-    """The parameters of a run by dotted names, as runs/KEY or MLflow noted them."""
-    identity = read_identity(root, key)
-    if identity is not None:
-        return describe_params({name: value for name, value in flatten(identity).items() if name.startswith(SECTIONS)})
-    return describe_params(tracked.params) if tracked else {}
 
 
 def _list_differing(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:

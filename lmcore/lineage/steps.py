@@ -66,12 +66,6 @@ class State:
     commit: Commit | None = None
     quick: bool = False
 
-    def read(self, stages: list[LockedStage]) -> None:
-        """Read all files that these stages made and were made from, side by side; if `quick`, not what stages made."""
-        entries = [entry for stage in stages for entry in (*stage.inputs, *stage.outputs)]
-        wanted = {e.path: None for e in entries if not (self.quick and self.pipeline.find_output(e.path))}
-        self.project.read(wanted, "trace")
-
     def build_step(self, stage: LockedStage) -> Step:
         """The stage beside the files that are there now."""
         described = self.pipeline.described.get(stage.name)
@@ -115,8 +109,7 @@ class State:
                 continue
             told, files = ("differs", self._count_changed(part)) if part.state == "changed" else ("is not there", "")
             text = f"{part.path} {told}: {recorded_by} has {part.md5[:8]}{files}"
-            present = self.commit is None
-            remedy = restore(self.project, self.pipeline, step.stage, part) if present else ""
+            remedy = "" if self.commit else restore(self.project, self.pipeline, step.stage, part)
             yield self._differ(f"output-{part.state}", text, step, part.path, remedy)
 
     def _count_changed(self, part: Part) -> str:

@@ -58,31 +58,27 @@ def find_target(name: str, root: Path, pipeline: Pipeline) -> Target:
 
 
 def _find_path(name: str, part: str | None, root: Path, pipeline: Pipeline) -> Target | None:
+    """What the path `name` stands for; None if nothing is there.
+
+    Raises ParameterError for what the pipeline has not made, unless it is a copy of a model from elsewhere.
+    """
     for path in list_places(name, root):
         place = root / path
         if match := RUN_PATH.fullmatch(path):
             if place.exists():
                 return Target("run", path, key=match[1])
         elif place.exists() or path in pipeline.outputs:
-            stages = _find_stages(path, pipeline)
-            if stages and (part is None or place.suffix in (".json", ".jsonl")):
-                return Target("artefact", path, part, stages)
+            makers = tuple(  # of a folder above several outputs, those of all of them
+                stage.name
+                for stage in pipeline.stages.values()
+                if any(each.holds(path) or Path(each.path).is_relative_to(path) for each in stage.outputs)
+            )
+            if makers and (part is None or place.suffix in (".json", ".jsonl")):
+                return Target("artefact", path, part, makers)
     existing = [place for place in (Path.cwd() / name, root / name) if place.exists()]
     if part is not None or not existing:
         return None
-    return _judge_stranger(name, existing[0], root, pipeline)
-
-
-def _find_stages(path: str, pipeline: Pipeline) -> tuple[str, ...]:
-    """The stage that made `path`; of a folder above several outputs, all of theirs."""
-    if (found := pipeline.find_output(path)) is not None:
-        return (found[0].name,)
-    stages = pipeline.stages.items()
-    return tuple(name for name, stage in stages if any(Path(each.path).is_relative_to(path) for each in stage.outputs))
-
-
-def _judge_stranger(name: str, place: Path, root: Path, pipeline: Pipeline) -> Target:
-    """A copy of a model from elsewhere. Raises ParameterError for what is neither that nor the pipeline's."""
+    place = existing[0]
     folder = place if place.is_dir() else place.parent
     if any((folder / file).exists() for file in ("lineage.json", "config.json")):
         return Target("copy", str(place))

@@ -47,9 +47,20 @@ def trace(name: str, *, quick: bool = False) -> Trace:
     if target.kind == "copy":
         describe_copy(found, Path(target.path), root)
         return found
-    state, stages = _open_state(found, target, Project(root), present)
+    project = Project(root)
+    state, names = _open_state(found, target, project, present)
     found.commit = state.commit
-    _walk(found, state, stages)
+    stages = state.pipeline.walk_back(*names)
+    entries = [entry for stage in stages for entry in (*stage.inputs, *stage.outputs)]
+    # All files are read side by side; `quick` compares what stages made by its size.
+    project.read({e.path: None for e in entries if not (quick and state.pipeline.find_output(e.path))}, "trace")
+    for stage in stages:
+        step = state.build_step(stage)
+        found.steps.append(step)
+        found.mismatches += state.find_mismatches(stage, step)
+    if find_commit(root, "HEAD") is None:
+        found.notes.append("there is no git repository here, or no commit: who recorded what is not known")
+        found.mismatches = [mismatch for mismatch in found.mismatches if mismatch.kind != "uncommitted"]
     made = {step.stage for step in found.steps}
     records = _open_records(state, made)
     _compare_records(found, state, records, made)
@@ -83,18 +94,6 @@ def _open_state(found: Trace, target: Target, project: Project, present: Pipelin
     elif target.kind == "run":
         found.notes.append("this run has no key of lmcore's: another program made it, and nothing leads further back")
     return State(project, pipeline, present, commit, found.quick), stages
-
-
-def _walk(found: Trace, state: State, names: tuple[str, ...]) -> None:
-    stages = state.pipeline.walk_back(*names)
-    state.read(stages)
-    for stage in stages:
-        step = state.build_step(stage)
-        found.steps.append(step)
-        found.mismatches += state.find_mismatches(stage, step)
-    if find_commit(state.project.root, "HEAD") is None:
-        found.notes.append("there is no git repository here, or no commit: who recorded what is not known")
-        found.mismatches = [mismatch for mismatch in found.mismatches if mismatch.kind != "uncommitted"]
 
 
 def _open_records(state: State, stages: set[str]) -> Records:

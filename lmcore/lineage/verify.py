@@ -62,7 +62,12 @@ def verify(paths: Sequence[str] = (), *, cache: bool = False) -> Verification:
         raise ParameterError(f"{root} holds no {PIPELINE}: run in the project's folder")
     pipeline, artefacts = _read_lock(root)
     project = Project(root)
-    outputs, runs = _list_outputs(pipeline), sorted(path for path in (root / "runs").glob("*") if path.is_dir())
+    # In the pipeline's order, each with its stage and as it was recorded; None for what was not.
+    outputs: dict[str, tuple[str, Entry | None]] = {
+        **{path: (name, None) for name, stage in pipeline.described.items() for path in stage.outputs},
+        **{entry.path: (name, entry) for name, stage in pipeline.stages.items() for entry in stage.outputs},
+    }
+    runs = sorted(path for path in (root / "runs").glob("*") if path.is_dir())
     chosen = _choose(paths, root, [*outputs, *(f"runs/{run.name}" for run in runs)])
     outputs = {path: found for path, found in outputs.items() if path in chosen}
     runs = [run for run in runs if f"runs/{run.name}" in chosen]
@@ -100,13 +105,6 @@ def _read_lock(root: Path) -> tuple[Pipeline, list[Artefact]]:
         fault = Fault(".", "is cut off, or was edited: DVC will not start")
         artefact = Artefact(LOCK, None, DAMAGED, 1, path.stat().st_size, (fault,), TORN)
     return read_pipeline(root, unrecorded=True), [artefact]
-
-
-def _list_outputs(pipeline: Pipeline) -> dict[str, tuple[str, Entry | None]]:
-    """What stages make, in the pipeline's order, each with its stage and as it was recorded; None for what was not."""
-    described = {path: (name, None) for name, stage in pipeline.described.items() for path in stage.outputs}
-    recorded = {entry.path: (name, entry) for name, stage in pipeline.stages.items() for entry in stage.outputs}
-    return {**described, **recorded}
 
 
 def _choose(paths: Sequence[str], root: Path, known: Sequence[str]) -> set[str]:

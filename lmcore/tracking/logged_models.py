@@ -3,21 +3,20 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmcore.tracking.description import Description
 from lmcore.tracking.mlflow_packaging import save_served_model
 from lmcore.tracking.spool import METRICS, find_row
-from lmcore.tracking.store import RUN_KEY_TAG
+from lmcore.tracking.store import RUN_KEY_TAG, read_pages
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
 FINAL = "model"
+REQUEST_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 CHECKPOINT = "checkpoint"  # the type of these models, which has no files in MLflow
 SLOW_BYTES_PER_SECOND = 20_000_000
 STATE_TAG = "lmcore.state"  # of a checkpoint: `kept` on the disk of its machine, or `pruned` since
@@ -64,7 +63,7 @@ class LoggedModels:
         if FINAL in self.known and self.known[FINAL].status == "READY":
             return
         model = self._begin(FINAL, None, {}, kind="pyfunc")
-        place = self.folder / "served_model"
+        place, usual = self.folder / "served_model", os.environ[REQUEST_SECONDS]
         shutil.rmtree(place, ignore_errors=True)  # of a killed one
         try:
             account = Model(
@@ -74,9 +73,12 @@ class LoggedModels:
                 model_id=model.model_id,
             )
             save_served_model(place, artifact, description.settings, account)
-            with allow_time(place):
-                self.client.log_model_artifacts(model.model_id, str(place))
+            # A request that uploads a file may take as long as the largest one needs on a slow server.
+            largest = max(path.stat().st_size for path in place.rglob("*"))
+            os.environ[REQUEST_SECONDS] = str(int(usual) + largest // SLOW_BYTES_PER_SECOND)
+            self.client.log_model_artifacts(model.model_id, str(place))
         finally:
+            os.environ[REQUEST_SECONDS] = usual
             shutil.rmtree(place, ignore_errors=True)
         self.known[FINAL] = self.client.finalize_logged_model(model.model_id, "READY")
 
@@ -106,25 +108,8 @@ class LoggedModels:
 
 def search_models(client: "MlflowClient", experiment: str, run_id: str) -> "list[LoggedModel]":
     """A run's models, those that are complete before the others."""
-    found: list[LoggedModel] = []
-    token: str | None = ""
-    while token is not None:
-        page = client.search_logged_models([experiment], f"source_run_id = '{run_id}'", page_token=token or None)
-        found += page
-        token = page.token or None
+    found = read_pages(client.search_logged_models, [experiment], f"source_run_id = '{run_id}'")
     return sorted(found, key=lambda model: model.status != "READY")
-
-
-@contextmanager
-def allow_time(folder: Path) -> Iterator[None]:
-    """Let a request that uploads a file of this folder take as long as the largest one needs on a slow server."""
-    name, largest = "MLFLOW_HTTP_REQUEST_TIMEOUT", max(path.stat().st_size for path in folder.rglob("*"))
-    usual = os.environ[name]
-    os.environ[name] = str(int(usual) + largest // SLOW_BYTES_PER_SECOND)
-    try:
-        yield
-    finally:
-        os.environ[name] = usual
 
 
 def read_seals(folder: Path) -> list[dict[str, Any]]:

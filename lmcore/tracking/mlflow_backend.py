@@ -3,6 +3,7 @@
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from lmcore.tracking.description import Description
 from lmcore.tracking.logged_models import LoggedModels
 from lmcore.tracking.shipper import Backend
 from lmcore.tracking.spool import Row, read_state
-from lmcore.tracking.store import RUN_KEY_TAG, connect, cut_param, legal_name, search_runs, shown_uri
+from lmcore.tracking.store import RUN_KEY_TAG, connect, cut_param, legal_name, read_pages, shown_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,9 +86,10 @@ class MlflowBackend(Backend):
     def _create_run(self, experiment: str, birth: str) -> str:
         """A run with this mark; a slow server may have made it, even twice, when its answer did not come in time."""
         query = f"tags.`{BIRTH_TAG}` = '{birth}'"
-        if not list(search_runs(self.client, [experiment], query, "start_time ASC")):
+        find = partial(read_pages, self.client.search_runs, [experiment], query, order_by=["start_time ASC"])
+        if not list(find()):
             self.client.create_run(experiment, tags={BIRTH_TAG: birth}, run_name=self.description.name)
-        first, *others = search_runs(self.client, [experiment], query, "start_time ASC")
+        first, *others = find()
         for run in others:
             self.client.delete_run(run.info.run_id)
         return str(first.info.run_id)

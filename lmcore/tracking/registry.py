@@ -85,7 +85,5 @@ def create_version(client: "MlflowClient", name: str, model: "LoggedModel", run_
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"models:/{model.model_id}"
-    for version in client.search_model_versions(f"name = '{name}'"):
-        if version.source == source:
-            return version
-    return client.create_model_version(name, source, run_id, model_id=model.model_id)
+    known = (version for version in client.search_model_versions(f"name = '{name}'") if version.source == source)
+    return next(known, None) or client.create_model_version(name, source, run_id, model_id=model.model_id)

@@ -9,7 +9,7 @@ from lmcore.files import read_json
 from lmcore.params import flatten, read_params
 from lmcore.runtime.progress import warn
 from lmcore.tracking.session import read_tracking
-from lmcore.tracking.store import RUN_KEY_TAG, connect, explain, has_store, legal_name, search_runs, shown_uri
+from lmcore.tracking.store import RUN_KEY_TAG, connect, explain, has_store, legal_name, read_pages, shown_uri
 
 
 def log_results(model: Path, stage: str, metrics: Mapping[str, Any]) -> None:
@@ -27,7 +27,8 @@ def log_results(model: Path, stage: str, metrics: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric
 
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        run = next(search_runs(client, experiments, f"tags.`{RUN_KEY_TAG}` = '{key}'", "start_time DESC"), None)
+        query, order = f"tags.`{RUN_KEY_TAG}` = '{key}'", ["start_time DESC"]
+        run = next(read_pages(client.search_runs, experiments, query, order_by=order), None)
         if run is not None:
             now = time.time_ns() // 1_000_000
             points = [

@@ -83,5 +83,4 @@ def find_row(path: Path, step: int | None = None) -> Row | None:
 
 def read_state(path: Path) -> dict[str, Any]:
     """Return what a tracker has noted of its run in `path`; an empty dictionary where it has not begun one."""
-    state: dict[str, Any] = read_json(path, "remove it to start a new run there") if path.exists() else {}
-    return state
+    return read_json(path, "remove it to start a new run there") if path.exists() else {}

@@ -3,9 +3,9 @@
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import project_root
@@ -108,7 +108,7 @@ def read_runs() -> list[StoredRun]:
     try:
         client = connect()
         experiments = {experiment.experiment_id: experiment.name for experiment in client.search_experiments()}
-        runs = list(search_runs(client, list(experiments), "", "start_time ASC"))
+        runs = list(read_pages(client.search_runs, list(experiments), order_by=["start_time ASC"]))
     except Exception as error:  # of many kinds: MLflow's own, SQLAlchemy's, requests'
         raise ArtifactError(f"MLflow at {shown_uri()} does not answer ({explain(error)})") from None
     return [_describe_run(run, experiments[run.info.experiment_id]) for run in runs]
@@ -134,11 +134,11 @@ def match_runs(wanted: str, runs: Sequence[StoredRun], *fields: str) -> list[Sto
     return next(filter(None, found), [])
 
 
-def search_runs(client: "MlflowClient", experiments: list[str], query: str, order: str) -> "Iterator[Run]":
-    """The runs of these experiments (ids) that `query` fits, page by page."""
+def read_pages(search: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Any]:
+    """Yield what a search of MLflow's client finds, page by page."""
     token: str | None = ""
     while token is not None:
-        page = client.search_runs(experiments, query, order_by=[order], page_token=token or None)
+        page = search(*arguments, page_token=token or None, **options)
         yield from page
         token = page.token or None
 

@@ -26,11 +26,17 @@ class TensorBoardBackend(Backend):
 
     def open(self) -> Mapping[str, int]:
         """Look up which step each metric has reached; the spools are read from their beginning."""
+        from tensorboard.backend.event_processing import event_accumulator as reader  # type: ignore[import-untyped]
         from torch.utils.tensorboard import SummaryWriter
 
         if hasattr(self, "writer"):
             self.writer.close()
-        self.last_steps = read_last_steps(self.folder)
+        self.last_steps = {}
+        if self.folder.is_dir():  # a record torn by a kill does not count
+            size = {"scalars": 1, "tensors": 1}
+            events = reader.EventAccumulator(str(self.folder), size_guidance=size, purge_orphaned_data=False)
+            events.Reload()
+            self.last_steps = {name: events.Scalars(name)[-1].step for name in events.Tags()["scalars"]}
         self.writer = SummaryWriter(str(self.folder))
         if not self.last_steps:
             rows = {**self.description.params, **self.description.hardware, **self.description.code}
@@ -49,14 +55,3 @@ class TensorBoardBackend(Backend):
     def close(self, status: str) -> None:  # noqa: ARG002
         """Close the file; TensorBoard knows no status."""
         self.writer.close()
-
-
-def read_last_steps(folder: Path) -> dict[str, int]:
-    """The last step of every scalar in the folder's event files; a record torn by a kill does not count."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
-
-    if not folder.is_dir():
-        return {}
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 1, "tensors": 1}, purge_orphaned_data=False)
-    events.Reload()
-    return {name: events.Scalars(name)[-1].step for name in events.Tags()["scalars"]}
