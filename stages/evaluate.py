@@ -16,7 +16,7 @@ from lmcore.params import read_params, read_section
 from lmcore.tokenizer.load import load_tokenizer
 from lmcore.tokens.checksums import VERIFIED, VerifiedFiles
 from lmcore.tokens.dataset import open_dataset
-from lmcore.tracking.results import log_results
+from lmcore.tracking.session import log_results
 
 
 def main() -> None:

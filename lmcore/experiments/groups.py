@@ -67,7 +67,7 @@ def compare_groups(groups: Sequence[Group], baseline: Group, metric: str) -> lis
     base = baseline.sample(metric)
     samples = [() if group is baseline else group.sample(metric) for group in groups]
     found = [compare_samples(base, sample) if base and sample else None for sample in samples]
-    adjusted = adjust_p_values([difference and difference.p_value for difference in found])
+    adjusted = adjust_p_values([None if difference is None else difference.p_value for difference in found])
     pairs = zip(found, adjusted, strict=True)
     return [difference and replace(difference, p_value=p_value) for difference, p_value in pairs]
 

@@ -1,4 +1,4 @@
-"""The trackers of one training: chosen by params.yaml, fed while it runs, and waited for a while at its end."""
+"""The trackers of one training: chosen by params.yaml, fed while it runs and by later stages, and waited for."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.files import read_json, write_json
-from lmcore.params import parse_section
+from lmcore.params import flatten, parse_section, read_params
 from lmcore.runtime.locks import lock
 from lmcore.runtime.progress import say, warn
 from lmcore.tracking import shipper
@@ -18,6 +18,7 @@ from lmcore.tracking.description import Description, TrackedRun, describe_run
 from lmcore.tracking.mlflow_backend import MlflowBackend
 from lmcore.tracking.params import TrackingParams
 from lmcore.tracking.shipper import Backend, Shipper
+from lmcore.tracking.store import RUN_KEY_TAG, connect, explain, has_store, legal_name, read_pages, shown_uri
 from lmcore.tracking.system import SystemSampler
 from lmcore.tracking.tensorboard_backend import TensorBoardBackend
 from lmcore.tracking.wandb_backend import WandbBackend
@@ -120,3 +121,32 @@ def ship_run(key: str, root: Path, settings: Mapping[str, Any]) -> bool:
     if is_stored:
         say(f"run {key}: all of it is in {' and '.join(one.backend.label for one in shippers)}")
     return is_stored
+
+
+def log_results(model: Path, stage: str, metrics: Mapping[str, Any]) -> None:
+    """Add what a later stage measured of the model in this folder to its training's run, as `STAGE.NAME`.
+
+    A model that was trained elsewhere has no run here, and gets none; a store that does not answer costs one line.
+    """
+    key = read_json(model / "lineage.json", "run dvc repro train").get("run_key")
+    if key is None or not has_store():
+        return
+    try:
+        if "mlflow" not in read_tracking(read_params()).backends:
+            return
+        client = connect()  # which also sees to it that importing mlflow starts no telemetry
+        from mlflow.entities import Metric
+
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        query, order = f"tags.`{RUN_KEY_TAG}` = '{key}'", ["start_time DESC"]
+        run = next(read_pages(client.search_runs, experiments, query, order_by=order), None)
+        if run is not None:
+            now = time.time_ns() // 1_000_000
+            points = [
+                Metric(legal_name(name), value, now, 0)
+                for name, value in flatten({stage: metrics}).items()
+                if isinstance(value, int | float)  # not a checksum
+            ]
+            client.log_batch(run.info.run_id, metrics=points)
+    except Exception as error:  # the tracker must never end a stage
+        warn(f"MLflow at {shown_uri()} lacks what {stage} measured ({explain(error)}): dvc repro -f -s {stage}")

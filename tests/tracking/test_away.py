@@ -18,8 +18,7 @@ from tracked import SETTINGS, log, make_params, make_run
 from lmcore.errors import ArtifactError, ParameterError
 from lmcore.tracking import shipper
 from lmcore.tracking.description import TrackedRun
-from lmcore.tracking.results import log_results
-from lmcore.tracking.session import ship_run, track_run
+from lmcore.tracking.session import log_results, ship_run, track_run
 from lmcore.tracking.store import connect, explain, read_runs, shown_uri
 
 MLFLOW = make_params("mlflow")
@@ -178,7 +177,7 @@ def test_results_start_no_telemetry(project: Path, empty_store: Path) -> None:
     shutil.copyfile(empty_store, project / "mlflow.db")
     code = """
 from pathlib import Path
-from lmcore.tracking.results import log_results
+from lmcore.tracking.session import log_results
 log_results(Path("models/gpt"), "evaluate", {"val_loss": 3.5})
 from mlflow.telemetry import get_telemetry_client
 print(get_telemetry_client())

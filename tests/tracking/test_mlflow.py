@@ -11,8 +11,7 @@ from mlflow_server import create_database
 from tracked import BEGIN, SETTINGS, log, make_params, make_run, seal
 
 from lmcore.tracking.description import describe_code
-from lmcore.tracking.results import log_results
-from lmcore.tracking.session import track_run
+from lmcore.tracking.session import log_results, track_run
 from lmcore.tracking.spool import SYSTEM
 from lmcore.tracking.store import StoredRun, connect, read_runs
 
