@@ -19,8 +19,9 @@ import torch
 
 from benchmarks.steps import SHAPES, plain_hardware
 from benchmarks.timing import alternate, run_apart
-from lmcore.hardware.distributed import join_world, launch, split_batch
+from lmcore.hardware.distributed import World, join_world, launch, split_batch
 from lmcore.hardware.params import Sharding
+from lmcore.hardware.resolve import Hardware
 from lmcore.model.gpt import GPT
 from lmcore.model.params import ModelParams
 from lmcore.train.params import TrainParams
@@ -62,20 +63,29 @@ def run_side(shape: str, processes: int, sharding: Sharding) -> None:
     hardware = replace(plain, processes=processes, sharding=sharding)
     params, model_params = TrainParams(), ModelParams(**SHAPES[shape])
     with join_world("cpu") as world:
-        model = GPT(model_params, ENTRIES, seed=1, end_of_text=0)
-        state = build_state(model, params, hardware, world)
-        generator = torch.Generator().manual_seed(1)
-        size = (BATCH, model_params.context_length + 1)
-        windows = torch.randint(ENTRIES, size, generator=generator)[split_batch(BATCH, world)]
-        for step in range(WARM_UP + STEPS):
-            if step == WARM_UP:
-                world.barrier()
-                started = time.perf_counter()
-            loss = accumulate_gradients(state, Batch(windows), step, params, hardware, world)
-            update_weights(state, loss.total, params.learning_rate, params)
-        world.barrier()
+        seconds = time_step(params, model_params, hardware, world)
         if world.is_main:
-            print((time.perf_counter() - started) / STEPS)
+            print(seconds)
+
+
+def time_step(params: TrainParams, model_params: ModelParams, hardware: Hardware, world: World) -> float:
+    """Return the seconds of a step.
+
+    A function of its own, so that nothing refers to the process group any more when it is destroyed.
+    """
+    model = GPT(model_params, ENTRIES, seed=1, end_of_text=0)
+    state = build_state(model, params, hardware, world)
+    generator = torch.Generator().manual_seed(1)
+    size = (BATCH, model_params.context_length + 1)
+    windows = torch.randint(ENTRIES, size, generator=generator)[split_batch(BATCH, world)]
+    for step in range(WARM_UP + STEPS):
+        if step == WARM_UP:
+            world.barrier()
+            started = time.perf_counter()
+        loss = accumulate_gradients(state, Batch(windows), step, params, hardware, world)
+        update_weights(state, loss.total, params.learning_rate, params)
+    world.barrier()
+    return (time.perf_counter() - started) / STEPS
 
 
 if __name__ == "__main__":

@@ -154,7 +154,9 @@ def join_world(device: str) -> Iterator[World]:
         try:
             yield world
         except SystemExit as error:
-            leaving = error
+            # Without its traceback, which would keep a distributed model alive beyond its process group: torch 2.13
+            # waits for ever where the last reference to a gloo group goes while an all-reduce gives back a tensor.
+            leaving = error.with_traceback(None)
         world.barrier()
         dist.destroy_process_group()
     except BaseException as error:

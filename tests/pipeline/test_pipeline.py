@@ -1,5 +1,6 @@
 """The whole pipeline with the real DVC in a clone of this checkout, on a tiny corpus: twice, changed, and killed."""
 
+import json
 import os
 import re
 import signal
@@ -58,8 +59,7 @@ def test_dvc_shows_what_a_user_asks_for(finished: Project) -> None:
     assert "bits_per_byte" in finished.run("dvc", "metrics", "show")
     finished.run("dvc", "plots", "show", "--out", "dvc_plots")
     page = (finished.folder / "dvc_plots" / "index.html").read_text()
-    for title in ("Training and validation loss", "Tokens per second of the latest trainings here"):
-        assert title in page
+    assert "Training and validation loss" in page
     assert "train.batch_size" in finished.run("dvc", "exp", "show", "--csv")
 
 
@@ -171,6 +171,12 @@ def test_blocks_of_gpt2_and_documents_apart_go_the_whole_way(tmp_path: Path) -> 
     assert project.metrics("export")["max_abs_logit_difference"] < 1e-4
 
 
+def read_samples(project: Project) -> list[dict[str, Any]]:
+    """Return the samples without their log-probabilities, which are equal up to rounding only."""
+    lines = (project.folder / "reports" / "samples" / "samples.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "logprob"} for line in lines]
+
+
 @finished_once
 @pytest.mark.slow
 def test_masks_guess_the_whole_way(finished: Project, tmp_path: Path) -> None:
@@ -181,11 +187,11 @@ def test_masks_guess_the_whole_way(finished: Project, tmp_path: Path) -> None:
     assert {"val_diffusion_loss_1", "val_diffusion_loss_2"} <= project.metrics("train").keys()
     guessed = project.metrics("sample")
     assert guessed["tokens"] == sum(tokens * guessed.get(f"forwards_of_{tokens}", 0) for tokens in (1, 2))
-    samples = (project.folder / "reports" / "samples" / "samples.jsonl").read_text()
+    samples = read_samples(project)
     assert project.metrics("export")["max_abs_logit_difference"] < 1e-4
     told = project.run("python", "-m", "lmcore", "sample", "--decoder", "tidar-one-forward")
     assert "the cat" in told
     project.run("dvc", "exp", "run", *settings, "-S", "sample.decoder=plain", "sample")
-    assert (project.folder / "reports" / "samples" / "samples.jsonl").read_text() == samples
+    assert read_samples(project) == samples
     refused = project.run("python", "-m", "lmcore", "sample", "--decoder", "tidar", "--draft-tokens", "3", fails=True)
     assert "error: sample.draft_tokens=3: sample.decoder=tidar has drafts of its own" in refused
