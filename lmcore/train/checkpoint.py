@@ -98,8 +98,8 @@ class Checkpoints:
     ) -> None:
         """Copy the state after `step` updates, which may change once this returns, and have it written.
 
-        The lowest `val_loss` (nats per token) is kept; `ends_stable_phase` keeps it for good, for a longer run to
-        branch off. Waits for the write before, and raises what stopped that one, unless it was a full disk.
+        The one with the lowest `val_loss` (nats per token) stays, and each that `ends_stable_phase`, for a longer
+        run to branch off. Waits for the write before, and raises what stopped that one, unless it was a full disk.
         """
         self.finish()
         shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}

@@ -84,7 +84,7 @@ def name_state(optimizers: Sequence[Optimizer], model: nn.Module) -> Iterator[tu
 
 
 def put_state(optimizers: Sequence[Optimizer], model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `name_state` gave, on the devices of the weights; a tensor of a weight's shape is sharded as it."""
+    """Put back what `name_state` gave, on the weights' devices; what has a weight's shape is sharded as it is."""
     weights = dict(model.named_parameters())
     owners = {
         weight: optimizer for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]
