@@ -17,6 +17,7 @@ from lmcore.train_tokenizer.train_tokenizer import train_tokenizer
 # Tests run on all cores at once: threads of a tiny model's operations would only wait for one another.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
+os.environ["DVC_NO_ANALYTICS"] = "true"  # also in repositories that tests make with `dvc init`
 
 # Under nohup, or in the background of a script, they are ignored, and processes that tests start would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

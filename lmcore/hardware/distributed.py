@@ -4,6 +4,7 @@
 its place from torchrun's environment variables.
 """
 
+import json
 import os
 import re
 import signal
@@ -94,14 +95,20 @@ class World:
         self.max(0)
 
     def broadcast(self, value: Value) -> Value:
-        """Return the main process's `value`, for what processes might find differently; on the host, as `max`.
+        """Return the main process's `value`, which JSON can hold, for what processes might find differently.
 
-        For example the newest checkpoint, the free memory or the speed of the machine.
+        For example the newest checkpoint, the free memory or the speed of the machine. It is sent as JSON because
+        `broadcast_object_list` loads a pickle.
         """
-        values = [value]
-        if self.size > 1:
-            dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
-        return values[0]
+        if self.size == 1:
+            return value
+        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        length = torch.tensor(len(content))
+        dist.broadcast(length, src=0)
+        content = content if self.is_main else torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(content, src=0)
+        decided: Value = json.loads(bytes(content.tolist()))
+        return decided
 
 
 def split_batch(batch_size: int, world: World) -> slice:

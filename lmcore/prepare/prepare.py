@@ -5,7 +5,7 @@ made, in the order of the corpus.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,8 +59,9 @@ def prepare(
     work = [params.model_dump(exclude=LIMITS), read_json(raw / "manifest.json", REMEDY)]
     with reserve(scratch, work) as place, write_folder(folder) as new:
         with Deduplicator(params, new / "rejected.parquet", place) as account:
-            selections = scan_and_select(chunks, params, account, place, executor)
-        counts = write_documents(selections, params, new, place, executor)
+            scanned = scan(chunks, params, place, executor)
+            selections = deduplicate(scanned, params, account, place)
+        counts = write(selections, params, new, place, executor)
         metrics: dict[str, Any] = {
             "documents": account.documents,
             "kept": account.kept,
@@ -81,22 +82,26 @@ def prepare(
     return metrics, dict(sorted(account.lengths.items()))
 
 
-def scan_and_select(
-    chunks: Sequence[Chunk], params: PrepareParams, account: Deduplicator, place: Path, executor: Executor
-) -> list[Selection]:
-    """Return the documents of each chunk to write, as `account` selects them. Raises DataError where it has too few."""
-    chosen = []
+def scan(
+    chunks: Sequence[Chunk], params: PrepareParams, place: Path, executor: Executor
+) -> Iterator[tuple[Chunk, Path]]:
+    """Check the documents of each chunk by themselves; yield the chunks in order, with the file of what was found."""
     sizes = [chunk.size for chunk in chunks]
     with BytesProgress("prepare: scanning", sum(sizes)) as progress:
         scans = executor.map(partial(scan_chunk, params=params, place=place), chunks)
-        for chunk, rows in zip(chunks, progress.follow(scans, sizes), strict=True):
-            marks, characters, size = (
-                place / f"marks-{chunk.number:06d}.npy",
-                account.kept_characters,
-                account.kept_bytes,
-            )
-            save_array(marks, account.select(rows))
-            chosen.append((chunk, marks, account.kept_bytes - size, characters))
+        yield from zip(chunks, progress.follow(scans, sizes), strict=True)
+
+
+def deduplicate(
+    scanned: Iterable[tuple[Chunk, Path]], params: PrepareParams, account: Deduplicator, place: Path
+) -> list[Selection]:
+    """Return the documents of each chunk to write, as `account` selects them. Raises DataError where it has too few."""
+    chosen = []
+    for chunk, rows in scanned:
+        marks = place / f"marks-{chunk.number:06d}.npy"
+        characters, size = account.kept_characters, account.kept_bytes
+        save_array(marks, account.select(rows))
+        chosen.append((chunk, marks, account.kept_bytes - size, characters))
     account.require_enough()
     fraction = params.validation_fraction
     cut = TailSplit.find_cut(account.kept_characters, fraction)
@@ -106,7 +111,7 @@ def scan_and_select(
     ]
 
 
-def write_documents(
+def write(
     selections: Sequence[Selection], params: PrepareParams, folder: Path, place: Path, executor: Executor
 ) -> dict[str, Counter[str]]:
     """Write the parts of both splits in `folder`, numbered in order. Returns documents and bytes of each split.

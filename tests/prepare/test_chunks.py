@@ -134,13 +134,13 @@ def test_contamination_is_the_benchmarks_share_in_the_training_text(make_raw, tm
 @pytest.mark.parametrize("change", [b"text 1\ntext 2", b"text 1\ntext 2\ntext 3\ntext 4", b"text 1\n\0\ntext 3"])
 def test_text_that_changes_between_the_passes_is_noticed(make_raw, tmp_path, monkeypatch, split, change):
     raw = make_raw({"a.txt": b"text 1\ntext 2\ntext 3", "b.txt": b"x\n" * 3})
-    write = prepare_module.write_documents
+    write = prepare_module.write
 
     def write_later(*args: object) -> object:
         (raw / "files/a.txt").write_bytes(change)
         return write(*args)
 
-    monkeypatch.setattr(prepare_module, "write_documents", write_later)
+    monkeypatch.setattr(prepare_module, "write", write_later)
     with pytest.raises(ArtifactError, match=r"a file from .*a\.txt to .*b\.txt changed while the stage ran: run"):
         run(make_params(split=split, separator="\n"), raw, tmp_path / "documents")
     assert not (tmp_path / "documents").exists()
