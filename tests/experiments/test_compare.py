@@ -5,9 +5,8 @@ import io
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from scipy.stats import ttest_ind
@@ -29,17 +28,17 @@ pytestmark = [
 @pytest.fixture(autouse=True, scope="module")
 def shown() -> Iterator[None]:
     """Each answer of DVC is asked for once, because it takes two seconds and the project stays as it is."""
-    answers: dict[tuple[object, ...], list[dict[str, Any]]] = {}
-    ask = stored_experiments._show
+    answers: dict[tuple[object, ...], str] = {}
+    ask = stored_experiments.run_dvc
 
-    def show(commits: Sequence[str], root: Path) -> list[dict[str, Any]]:
-        key = (*commits, root)
+    def run_once(root: Path, *arguments: str) -> str:
+        key = (root, *arguments)
         if key not in answers:
-            answers[key] = ask(commits, root)
+            answers[key] = ask(root, *arguments)
         return answers[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stored_experiments, "_show", show)
+        patch.setattr(stored_experiments, "run_dvc", run_once)
         yield
 
 
