@@ -194,4 +194,4 @@ def test_masks_guess_the_whole_way(finished: Project, tmp_path: Path) -> None:
     project.run("dvc", "exp", "run", *settings, "-S", "sample.decoder=plain", "sample")
     assert read_samples(project) == samples
     refused = project.run("python", "-m", "lmcore", "sample", "--decoder", "tidar", "--draft-tokens", "3", fails=True)
-    assert "error: sample.draft_tokens=3: sample.decoder=tidar has drafts of its own" in refused
+    assert "error: sample.draft_tokens=3: sample.decoder=tidar has draft tokens of its own" in refused
