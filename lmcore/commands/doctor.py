@@ -1,4 +1,4 @@
-"""What is so with this machine and this project, and for what is wrong the command that mends it."""
+"""Checks of this machine and this project, each with the command that mends what it finds."""
 
 import json
 import platform
@@ -87,7 +87,7 @@ def check_sources(root: Path) -> Iterator[Finding]:
 
 
 def _compare_resources(root: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
-    """What params.yaml asks for, and the processor or card, memory, time and disk that there are for it."""
+    """Compare what params.yaml asks for with the processor or GPU, memory, time and disk that are available."""
     predicted = forecast(values)
     hardware, size, memory = predicted.hardware, predicted.size, predicted.memory
     compiled = "compiled" if hardware.compile else "not compiled"
@@ -207,7 +207,7 @@ def check_lock_file(root: Path) -> Iterator[Finding]:
 
 
 def check_dvc_at_work(root: Path) -> Iterator[Finding]:
-    """Who works through DVC. What a killed one left behind counts again when another process gets its number."""
+    """Find the processes that hold DVC's lock. An entry of a killed one counts again when its number is reused."""
     path = root / ".dvc" / "tmp" / "rwlock"
     remove = f"rm {path.relative_to(root)}"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""What params.yaml asks for, before anything runs: parameters, tokens, memory, and the time that this machine takes."""
+"""Forecast of a training before it runs: parameters, tokens, memory, and the time that this machine takes."""
 
 import functools
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ measure_peak = functools.cache(measure_peak_flops)  # by device and precision, o
 
 @dataclass(frozen=True)
 class Size:
-    """What does not depend on the machine; `tokens` and `flops` are None where the corpus decides (train.epochs)."""
+    """Sizes that do not depend on the machine; `tokens` and `flops` are None if the corpus decides (train.epochs)."""
 
     parameters: int
     vocab_size: int
@@ -61,7 +61,7 @@ def measure_size(values: Mapping[str, Any]) -> Size:
 
 
 def forecast(values: Mapping[str, Any]) -> Forecast:
-    """What this machine makes of `values` (all of params.yaml). Raises ParameterError for what it has not."""
+    """Return the forecast for `values` (all of params.yaml). Raises ParameterError for what this machine lacks."""
     size = measure_size(values)
     model = parse_section(ModelParams, "model", values.get("model"))
     train = parse_section(TrainParams, "train", values.get("train"))
