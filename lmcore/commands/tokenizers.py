@@ -127,7 +127,7 @@ def list_figures(first: Side, second: Side) -> Iterator[list[str]]:
         yield [f"bytes per token, {name or 'no suffix'}", *(f"{tally.bytes_per_token:.4f}" for tally in (one, other))]
     yield ["texts with fewer tokens", *(f"{100 * side.shorter / texts:.1f} %" for side in sides)]
     yield ["texts that come back", *(f"{texts - len(side.lost):,} of {texts:,}" for side in sides)]
-    yield ["MB/s, one core", *(f"{megabytes / side.seconds:.1f}" for side in sides)]
+    yield ["MB/s, one core", *(f"{megabytes / side.seconds:.3g}" for side in sides)]
 
 
 def cut_words(first: Side, second: Side, words: WordCounter) -> Iterator[Cut]:

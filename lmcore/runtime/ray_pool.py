@@ -37,7 +37,7 @@ class RayCluster:
             self._ray: Any = ray
         except ImportError:
             raise ParameterError(
-                "hardware.data_engine=ray: Ray is not installed: pip install 'lmcore[ray]', or choose local"
+                "hardware.data_engine=ray: Ray is not installed: pip install -e '.[ray]', or choose local"
             ) from None
         code = {"PYTHONPATH": str(Path(__file__).parents[2])}
         ray.init(find_cluster(), runtime_env={"env_vars": code}, log_to_driver=False, logging_level=logging.ERROR)

@@ -55,7 +55,7 @@ def test_figures_of_both(compare: Compare) -> None:
     assert found["bytes per token, all"] == ["1.0000", f"{SIZE / sum(tokens.values()):.4f}"]
     assert found["texts with fewer tokens"] == ["0.0 %", "100.0 %"]
     assert found["texts that come back"] == ["2 of 2", "2 of 2"]
-    assert all(float(speed) >= 0 for speed in found["MB/s, one core"])  # a busy machine rounds to 0.0
+    assert all(float(speed) > 0 for speed in found["MB/s, one core"])
     assert "bytes has fewer tokens for no word" in lines
     assert any(squeeze(line).startswith("␣the  3 times") for line in lines)
 
